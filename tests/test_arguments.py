@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 
 import agebody
 from agebody.age import AgeCurve, median_stature, percentile
-from agebody.cameras import Camera
+from agebody.cameras import Camera, convert_box, to_crop
+from agebody.crowd import HeightPrior, is_far, place_people
 from agebody.fitting import fit_measurements, fit_vertices
-from agebody.losses import joint_limits, plane_loss, scan_to_mesh_loss
-from agebody.metrics import jitter
-from agebody.people import random_people
+from agebody.keypoints import get_layout
+from agebody.losses import joint_limits, keypoints_3d_loss, plane_loss, scan_to_mesh_loss
+from agebody.measure import plane_section, stature
+from agebody.metrics import jitter, oks
+from agebody.people import observe, random_people
 
 MODULES = (
     *("age", "annotations", "cameras", "crowd", "detect", "draw", "fitting"),
@@ -117,6 +121,88 @@ def test_numbers_may_have_any_type(kind, unchecked, mannequin_asset):
         lambda x: jitter(vertices.expand(9, -1, -1), fps=x),
     ):
         np.testing.assert_allclose(np.asarray(call(kind(1))), np.asarray(call(1.0)), rtol=1e-5, atol=1e-6)
+
+
+CORNERS, FACE, NAN = torch.eye(3), torch.tensor([[0, 1, 2]]), math.nan
+TWO = torch.ones(1, 2)
+
+
+def prior_of(mean: float) -> HeightPrior:
+    return HeightPrior(torch.full((1, 2), mean), torch.ones(1, 2))
+
+
+WRONG = (
+    (median_stature, "years", (240, "3", None, True, torch.tensor([3.0, 240.0]))),
+    (lambda x: is_far(torch.ones(2), x, (64, 48)), "focal", (0, "a", torch.zeros(2))),
+    (lambda x: Camera.from_fov(x, (64, 48)), "fov", ([1.0], "1", None, NAN, 60)),
+    (Camera.guess, "size", (("64", "48"), (64, np.int64(0)), torch.tensor([0, 48]), 64, (1, NAN))),
+    (lambda x: to_crop(torch.ones(3, 2), x), "box", (torch.tensor([9.0, 9, 4, 4]),)),
+    (lambda x: convert_box(x, "xyxy", "xywh"), "box", (torch.tensor([[0.0, 9, 4, 4]]),)),
+    (lambda x: plane_section(CORNERS, FACE, CORNERS[0], x), "normal", (torch.zeros(3),)),
+    (lambda x: plane_section(CORNERS, FACE, CORNERS[0], CORNERS[1], capacity=x), "capacity", (0, 1.5, "a")),
+    (stature, "rest_vertices", (torch.ones(0, 3), torch.ones(2, 0, 3))),
+    (
+        lambda x: keypoints_3d_loss(CORNERS, CORNERS, reduction=x),
+        "reduction",
+        (["mean"], CORNERS, None, np.ones(2)),
+    ),
+    (get_layout, "layout", (["nose"], None, "coco", np.ones(2))),
+    (lambda x: place_people(TWO, TWO, TWO, prior_of(x)), "prior.mean", (1700.0,)),
+    (lambda x: place_people(TWO, x, TWO, prior_of(1.0)), "rendered_depth", (2500 * TWO, 0 * TWO)),
+)
+
+
+@pytest.mark.parametrize(("function", "name", "wrong"), WRONG)
+def test_wrong_values_are_named(function, name, wrong, unchecked):
+    for value in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected") as caught:
+            function(value)
+        assert "\n" not in str(caught.value)
+
+
+OPTIONS = {
+    "seed": ("a", None, 1.5, -1),
+    "size": (5, "ab", (64,), (0, 3)),
+    "extent": (3, (1,), ("a", "b"), (0.9, 0.3), (0, 1)),
+    "fov": (60, (40, 60), (0, 1)),
+    "ages": ("a", None, -1, (1, 2, 3), (3, NAN), (0, 240)),
+    "posture_years": (3, [1, 2], torch.ones(3)),
+    "together": (2, [1, 2], [1.5, 0.5], "a"),
+    **dict.fromkeys(("truncated", "heading", "pose_sd"), ("a", None, -1, NAN)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_random_people_are_named(name, mannequin_asset, unchecked):
+    body = agebody.SMPLA(mannequin_asset)
+    for value in OPTIONS[name]:
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
+            random_people(body, 2, **{name: value})
+
+
+def test_options_of_observations_are_named(mannequin_asset, unchecked):
+    body = agebody.SMPLA(mannequin_asset)
+    people = random_people(body, 1)
+    with pytest.raises(TypeError, match="^people: expected those of random_people, got tuple"):
+        observe(body, (1, 2))
+    for name in ("noise", "occluders", "dropped", "swapped", "borrowed", "stray", "seed"):
+        for value in ("a", None, -1):
+            with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
+                observe(body, people, **{name: value})
+
+
+def test_gradients_of_similarity_are_finite_at_an_area_of_zero(unchecked):
+    pred, area = torch.full((1, 17, 2), 3000.0, requires_grad=True), torch.zeros(1, requires_grad=True)
+    value = oks(pred, torch.zeros(1, 17, 2), area)
+    value.backward()
+    assert value == 0
+    assert (pred.grad == 0).all()
+    assert (area.grad == 0).all()
+
+
+def test_unknown_layouts_are_refused_with_the_known_ones():
+    with pytest.raises(KeyError, match="expected one of smpl24, .*, got 'coco'"):
+        agebody.LAYOUTS["coco"]
 
 
 def test_values_of_no_meaning_are_refused(mannequin_asset, unchecked):

@@ -170,7 +170,7 @@ class TestPeople:
             ({"ages": torch.tensor([5.0, math.nan])}, "ages: expected finite"),
             ({"ages": torch.tensor([-5.0, 3.0])}, "ages: expected finite"),
             ({"ages": (5.0, math.inf)}, "ages: expected two ascending"),
-            ({"size": (0, 0)}, "size: expected a width"),
+            ({"size": (0, 0)}, "size: expected width"),
             ({"heading": math.nan}, "heading: expected a number"),
             ({"pose_sd": -1.0}, "pose_sd: expected a number"),
             ({"truncated": 1.5}, "truncated: expected a share"),

@@ -76,8 +76,8 @@ def expect_tensor(name: str, value: Any) -> Tensor:
 def expect_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Check that a value is one of some names."""
     choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
 
 
 def expand_to(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -90,14 +90,40 @@ def expand_to(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         ) from None
 
 
+def to_number(value: Any) -> float:
+    """Return a number of any type as a float; NaN for anything else, which no range contains."""
+    try:
+        return math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def read_share(name: str, value: Any) -> float:
+    """Check a number from 0 to 1, and return it as a float."""
+    number = to_number(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a share from 0 to 1, got {reprlib.repr(value)}")
+    return number
+
+
+def read_range(
+    name: str, value: Any, what: str, least: float = 0.0, below: float = math.inf
+) -> tuple[float, float]:
+    """Check two ascending numbers of ``least`` or more, and return them as floats."""
+    try:
+        low, high = map(to_number, value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not least <= low <= high < below:
+        raise ValueError(f"{name}: expected two ascending {what}, got {reprlib.repr(value)}")
+    return low, high
+
+
 def read_positive(
     name: str, value: Any, what: str = "a number", unit: str = "", finite: bool = True
 ) -> float:
     """Check a number above 0, of any type that makes one, and return it as a float."""
-    try:
-        number = math.nan if isinstance(value, (str, bool)) else float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = math.nan
+    number = to_number(value)
     if not number > 0 or (finite and number == math.inf):
         raise ValueError(f"{name}: expected {what} above 0{unit}, got {reprlib.repr(value)}")
     return number
@@ -165,18 +191,19 @@ def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*
     return labels
 
 
-def expect_values(**expected: tuple[Tensor, str]) -> None:
+def expect_values(*, wait: bool = True, **expected: tuple[Tensor, str]) -> None:
     """Check values of several arguments with a single device synchronisation.
 
     Does nothing while operations are recorded or inside a torch.func transform, where values cannot be read,
     and on the device "meta", which has none.
 
     Args:
+        wait: whether to wait for other devices than the CPU; if not, values there are not checked.
         expected: per argument, a mask that must be true everywhere and the description of valid values. A
             double underscore in a name stands for a dot.
     """
     devices = {mask.device.type for mask, _ in expected.values()}
-    if is_recorded() or is_transformed() or "meta" in devices:
+    if is_recorded() or is_transformed() or "meta" in devices or not (wait or devices == {"cpu"}):
         return
     valid = torch.stack([mask.all() for mask, _ in expected.values()]).tolist()
     for (name, (_, what)), good in zip(expected.items(), valid, strict=True):

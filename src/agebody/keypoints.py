@@ -260,8 +260,16 @@ _FEET6 = SURFACE21[5:11]
 _COCO133 = COCO17 + _FEET6 + _FACE68 + _hand21("left") + _hand21("right")
 _OPENPOSE137 = (*_OPENPOSE25, *_hand21("left"), *_hand21("right"), *_FACE68, "right_pupil", "left_pupil")
 
-LAYOUTS: dict[str, KeypointLayout] = {
-    layout.name: layout
+
+class _Layouts(dict[str, KeypointLayout]):
+    """Layouts by name; an unknown name is refused with the known ones."""
+
+    def __missing__(self, name: Any) -> KeypointLayout:
+        raise KeyError(f"expected one of {', '.join(self)}, got {name!r}")
+
+
+LAYOUTS: dict[str, KeypointLayout] = _Layouts(
+    (layout.name, layout)
     for layout in (
         KeypointLayout("smpl24", SMPL_JOINT_NAMES, _SMPL24_SOURCES, _SMPL24_EDGES),
         KeypointLayout("smplx45", _SMPLX45_NAMES, _SMPL24_SOURCES + _SURFACE_SOURCES, _SMPLX45_EDGES),
@@ -358,7 +366,7 @@ LAYOUTS: dict[str, KeypointLayout] = {
             root=(8,),
         ),
     )
-}
+)
 """The built-in layouts by name.
 
 smplx45, smplh73 and smplx127 have the joints that smplx returns for SMPL, SMPL-H and SMPL-X, smplx144 the
@@ -394,6 +402,6 @@ def get_layout(layout: str | KeypointLayout) -> KeypointLayout:
     """Return a layout by name, or the given layout."""
     if isinstance(layout, KeypointLayout):
         return layout
-    if layout not in LAYOUTS:
+    if not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"layout: expected a KeypointLayout or one of {', '.join(LAYOUTS)}, got {layout!r}")
     return LAYOUTS[layout]

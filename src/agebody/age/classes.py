@@ -13,10 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.age.values import as_given
+from agebody.age.values import MAX_YEARS, as_given
 
-MAX_YEARS = 130.0
-"""Upper bound of ages [years]; a larger number is a year of birth, or counts months."""
 UNKNOWN = -1
 """Age class of a person whose class is unknown."""
 AGE_FIELDS = ("age_offset", "age_months", "years", "age_class")

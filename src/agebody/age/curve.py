@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from agebody.age.growth import Sex, growth_by_months
-from agebody.age.values import Number, expect_metres, interpolate
+from agebody.age.values import Number, at_years, expect_metres, interpolate
 from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 
 
@@ -78,7 +78,7 @@ class AgeCurve:
 
         0 from 19 years on; ages before birth are clamped to 0.
         """
-        return interpolate("years", years, self.years, self.offsets)
+        return at_years(years, self.years, self.offsets)
 
     def offset_to_years(self, age_offset: Number) -> Number:
         """Return the age [years] at an age offset: a number, an array or a tensor (differentiable).
@@ -89,7 +89,7 @@ class AgeCurve:
 
     def years_to_stature(self, years: Number) -> Number:
         """Return the stature of this body, of mean shape, at an age [years], in metres."""
-        return interpolate("years", years, self.years, self.statures)
+        return at_years(years, self.years, self.statures)
 
     def offset_to_stature(self, age_offset: Number) -> Number:
         """Return the stature of this body's mean shape at an age offset [m]; constant beyond birth and 19."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from agebody.age.values import (
     Number,
     as_given,
+    at_years,
     constant,
     expect_metres,
-    interpolate,
     numbers,
     of_one_kind,
     special_functions,
@@ -116,7 +116,7 @@ def median_stature(years: Number, *, sex: Sex = "neutral") -> Number:
         sex: "neutral", "female" or "male".
     """
     growth = growth_by_months(sex)
-    return interpolate("years", years, growth.years, growth.median)
+    return at_years(years, growth.years, growth.median)
 
 
 def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
@@ -125,7 +125,7 @@ def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
     "neutral" is that of girls and boys together, which exceeds that of either by their difference.
     """
     growth = growth_by_months(sex)
-    return interpolate("years", years, growth.years, growth.sd)
+    return at_years(years, growth.years, growth.sd)
 
 
 def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
@@ -178,7 +178,7 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
     """
     nodes, values = _head_growth(sex)
     given: Any = years if isinstance(years, Tensor) else numbers("years", years)
-    found: Any = interpolate("years", years, nodes, values)
+    found: Any = at_years(years, nodes, values)
     choose: Any = torch.where if isinstance(found, Tensor) else np.where
     return as_given(choose(given > _HEAD_YEARS[-1], np.nan, found), found)
 

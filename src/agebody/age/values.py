@@ -15,6 +15,8 @@ from torch import Tensor
 from agebody.checks import broadcast, expect, expect_values, floating
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
+MAX_YEARS = 130.0
+"""Upper bound of ages [years]; a larger number is a year of birth, or counts months."""
 TALLEST = 5.0
 """Statures above it are in another unit [m]."""
 
@@ -67,9 +69,19 @@ def as_given(value: Any, like: Any, number: type = float) -> Any:
 def numbers(name: str, values: Any) -> Float[np.ndarray, "*entries"]:
     """Return numbers as an array."""
     try:
-        return np.asarray(values, dtype=np.float64)
+        found = np.asarray(values)
+        if values is None or found.dtype.kind not in "iufO":
+            raise TypeError
+        return found.astype(np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {reprlib.repr(values)}") from None
+
+
+def at_years(years: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
+    """Interpolate at ages as `interpolate`; larger numbers than ages are refused, on the CPU."""
+    given = years if isinstance(years, Tensor) else torch.from_numpy(numbers("years", years))
+    expect_values(wait=False, years=(~(given >= MAX_YEARS), f"ages below {MAX_YEARS:g} years, not months"))
+    return interpolate("years", years, nodes, values)
 
 
 def expect_metres(stature: Any) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from agebody.age import AGE_CLASSES, Ages, is_number, parse_ages
-from agebody.age.classes import AGE_FIELDS, MAX_YEARS, AgeError
+from agebody.age.classes import AGE_FIELDS, AgeError
+from agebody.age.values import MAX_YEARS
 from agebody.annotations.orders import FEET6, PARTS, Order, order_by_size, sizes_without_names
 from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
 from agebody.checks import MOST_SURE

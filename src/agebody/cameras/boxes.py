@@ -21,6 +21,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_choice,
+    expect_values,
     read_positive,
 )
 
@@ -34,7 +35,7 @@ def convert_box(
     """Convert a box to another format: "xyxy", "xywh" or "cxcywh"."""
     for name, box_format in (("source", source), ("target", target)):
         expect_choice(name, box_format, get_args(BoxFormat))
-    first, second = expect("box", box, 4).split(2, -1)
+    first, second = (_corners(box) if source == "xyxy" else expect("box", box, 4)).split(2, -1)
     if source == "cxcywh":
         first = first - second / 2
     size = second - first if source == "xyxy" else second
@@ -154,9 +155,16 @@ def box_condition(
     return torch.cat((offset, side.expand_as(offset[..., :1])), -1)
 
 
+def _corners(box: Tensor) -> Tensor:
+    first, second = expect("box", box, 4).split(2, -1)
+    ordered = "corners (x0, y0, x1, y1) in ascending order; convert_box converts other boxes"
+    expect_values(wait=False, box=(~(second < first), ordered))
+    return expect("box", box, 4)
+
+
 def _in_window(points: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return points that have the batch of a box, and its first corner and size, (*batch, 1, 2)."""
     points = expect("points", points, None, 2)
-    low, high = expect("box", box, 4)[..., None, :].split(2, -1)
+    low, high = _corners(box)[..., None, :].split(2, -1)
     broadcast(points=points.shape[:-2], box=low.shape[:-2])
     return points, low, not_empty(high - low)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -31,6 +32,7 @@ from agebody.checks import (
     expect_values,
     floating,
     read_positive,
+    to_number,
 )
 from agebody.engine.batched import is_recorded, own_precision, product
 
@@ -139,8 +141,9 @@ class Camera(NamedTuple):
             expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))
             fov = fov.to(dtype or fov.dtype)
         else:
-            if not 0 < fov < math.pi:
-                raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {fov}")
+            if not 0 < to_number(fov) < math.pi:
+                given = reprlib.repr(fov)
+                raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {given}")
             fov = _like(size, dtype).new_full((), float(fov))
         focal, extent = fov_to_focal(fov, size, axis=axis), as_size(size, fov)
         return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
@@ -447,6 +450,7 @@ def as_size(size: Size, like: Tensor) -> Tensor:
     if isinstance(size, Tensor):
         if size.dim() == 0 or size.shape[-1] != 2:
             raise ValueError(f"size: expected shape (*batch, 2), width and height, got {tuple(size.shape)}")
+        expect_values(wait=False, size=(size > 0, "width and height above 0 [pixels]"))
         return size.to(like)
     if not hasattr(size, "__len__") or len(size) != 2:
         raise ValueError(
@@ -454,7 +458,8 @@ def as_size(size: Size, like: Tensor) -> Tensor:
             "(height, width, channels), so give (shape[1], shape[0])"
         )
     width, height = size
-    if any(isinstance(side, (int, float)) and not 0 < side < math.inf for side in size):
+    numbers = (side for side in size if not isinstance(side, Tensor))
+    if not is_recorded() and not all(0 < to_number(side) < math.inf for side in numbers):
         raise ValueError(f"size: expected width and height above 0 [pixels], got ({width}, {height})")
     return torch.stack((like.new_full((), width), like.new_full((), height)))
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, expect_camera
-from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
+from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect, safe_norm
 from agebody.keypoints import KeypointLayout, get_layout
 
 TORSO = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
@@ -66,6 +66,7 @@ def _edges(
         raise ValueError(f"layout: {layout.name!r} has no {', '.join(missing)}")
     index = [layout.names.index(name) for edge in TORSO for name in edge]
     body, image = expect("points", points, len(layout), 3), expect("keypoints", keypoints, len(layout), 2)
+    broadcast(points=body.shape[:-2], keypoints=image.shape[:-2])
     entries = image.shape[:-1]
     trust = expand_weights(weights, entries)
     trust = image.new_ones(entries) if trust is None else trust

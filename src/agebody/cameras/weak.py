@@ -23,7 +23,7 @@ from agebody.cameras.camera import (
     inverse_depth,
     not_empty,
 )
-from agebody.checks import broadcast, expect, expect_dtype, read_positive
+from agebody.checks import broadcast, expect, expect_dtype, read_positive, to_number
 
 LEAST_SCALE = 0.01
 """Scale s of a crop below which 1 / s is continued by its tangent: a person is less than a hundredth of the
@@ -145,9 +145,9 @@ def bev_to_translation(
         fov: field of view of the padded image [rad].
         epsilon: added to s tan(fov / 2). BEV's code decodes with 1e-3, and encodes with 0.
     """
-    if not 0 < fov < math.pi:
+    if not 0 < to_number(fov) < math.pi:
         raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {fov}")
-    if not 0 <= epsilon < math.inf:
+    if not 0 <= to_number(epsilon) < math.inf:
         raise ValueError(f"epsilon: expected a number of 0 or more, got {epsilon}")
     scale, y, x = expect("cam", cam, 3).unbind(-1)
     tangent = math.tan(fov / 2)

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
-from agebody.age.classes import MAX_YEARS
-from agebody.age.values import TALLEST
+from agebody.age.values import MAX_YEARS, TALLEST
 from agebody.checks import expect, expect_labels, expect_values
 
 

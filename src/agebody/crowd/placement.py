@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agebody.age.values import TALLEST
 from agebody.cameras.camera import Size, as_size
-from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_numbers, expect_values
 from agebody.crowd.height_prior import HeightPrior, is_stature
 
 DISPARITY_MIN_SLOPE = 20.0
@@ -30,6 +30,8 @@ DISPARITY_MIN_SLOPE = 20.0
 other depth maps: for a map in metres the slope is near 1."""
 MIN_CORRELATION = 0.5
 """Smallest correlation of the reliefs for which the slope of a body is used."""
+FARTHEST = 1000.0
+"""Depths of which all are larger are in another unit [m]."""
 MIN_PEOPLE = 2
 MAX_DROPPED = 10
 """How many people may be dropped per group because they would be too tall."""
@@ -154,12 +156,17 @@ def place_people(
     weights = expand_weights(weights, depth.shape)
     confidence = torch.ones_like(depth) if weights is None else weights.to(depth.dtype)
     present = confidence != 0
+    near = (present & (rendered_depth <= FARTHEST)).any(-1, keepdim=True)
     length = "finite lengths above 0 of all people of non-zero weight"
+    someone = f"{length}, and someone within {FARTHEST:g} m of the camera"
     statures = f"statures in metres, above 0 and up to {TALLEST:g}, of all people of non-zero weight"
     expect_values(
         weights=((confidence >= 0) & confidence.isfinite(), "finite numbers of 0 or more"),
         depth=(~present | depth.isfinite(), "finite depths of all people of non-zero weight"),
-        rendered_depth=(~present | _is_length(rendered_depth), length),
+        rendered_depth=(
+            ~present | (_is_length(rendered_depth) & near),
+            someone,
+        ),
         height=(~present | is_stature(height), statures),
         prior__mean=(~present | is_stature(prior.mean), statures),
         prior__sd=(~present | _is_length(prior.sd), length),
@@ -240,6 +247,8 @@ def is_far(
         size: width and height of the image [pixels].
     """
     rendered_depth = expect("rendered_depth", rendered_depth)
+    focal = expect_numbers("focal", focal, rendered_depth)
+    expect_values(wait=False, focal=(focal > 0, "pixels above 0"))
     return 2 * focal < MIN_SHARE * as_size(size, rendered_depth).amin(-1) * rendered_depth
 
 

@@ -106,7 +106,8 @@ def relative_metric_loss(
     expect("pred", pred, None)
     pred, target, weights = expect_pair(pred, target, weights)
     apart, expected = _differences(apply_mask(pred, weights)), _differences(apply_mask(target, weights))
-    pairs = _pair_weights(weights, image, pred) * (expected.abs() <= max_distance)
+    # NaN is no large distance: the pair counts, so that NaN in a target shows.
+    pairs = _pair_weights(weights, image, pred) * ~(expected.abs() > max_distance)
     return reduce(torch.log1p((apart - expected).abs()), pairs, reduction)
 
 

@@ -43,6 +43,8 @@ def stature(rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch
     Vertices of equal height share the gradient.
     """
     height = expect("rest_vertices", rest_vertices, None, 3)[..., 1]
+    if height.shape[-1] == 0:
+        raise ValueError(f"rest_vertices: expected one or more, got shape {tuple(rest_vertices.shape)}")
     return height.amax(-1) - height.amin(-1)
 
 

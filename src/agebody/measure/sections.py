@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import broadcast, expect, expect_dtype, safe_norm
+from agebody.checks import broadcast, expect, expect_dtype, expect_values, read_count, safe_norm
 from agebody.engine.batched import own_precision
 from agebody.mesh.closest import rows_of
 from agebody.mesh.search import expect_faces
@@ -56,6 +56,7 @@ def plane_section(
     vertices = expect("vertices", vertices, None, 3)
     origin = expect("origin", origin, 3)
     normal = expect("normal", normal, 3)
+    expect_values(wait=False, normal=((normal != 0).any(-1), "vectors of any length but zero"))
     faces = expect_faces(faces, vertices.shape[-2], least=1)
     batch = broadcast(vertices=vertices.shape[:-2], origin=origin.shape[:-1], normal=normal.shape[:-1])
     vertices = vertices.expand(*batch, -1, -1)
@@ -63,7 +64,7 @@ def plane_section(
     side = height >= 0
     first, second, third = (side.index_select(-1, corner) for corner in faces.unbind(-1))
     is_cut = (first != second) | (first != third)
-    capacity = len(faces) if capacity is None else min(capacity, len(faces))
+    capacity = len(faces) if capacity is None else min(read_count("capacity", capacity, least=1), len(faces))
     triangles, cut = _first(is_cut, capacity)
 
     corners = faces[triangles]

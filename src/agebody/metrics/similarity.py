@@ -102,8 +102,9 @@ def oks(
     seen = pred.new_ones(entries) if weights is None else (weights != 0).to(pred.dtype)
     difference = apply_mask(pred - target, seen, entry_dims=1)
     area = expand_to("area", expect("area", area), difference.shape[:-2])
-    squared = (difference * difference).sum(-1)
-    similarity = torch.exp(-squared / (2 * spread**2 * (area[..., None] + SPACING))) * seen
+    # Divided before squares are taken: at an area of 0, their gradient would overflow.
+    width = spread * torch.sqrt(2 * (area[..., None] + SPACING))
+    similarity = torch.exp(-(difference / width[..., None]).square().sum(-1)) * seen
     visible = seen.sum(-1)
     expect_values(area=((area >= 0) | (visible == 0), "areas of at least 0"))
     return Errors(similarity.sum(-1) / visible.clamp(min=1), visible > 0)

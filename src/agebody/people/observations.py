@@ -13,11 +13,11 @@ from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
-from agebody.checks import expand_to
+from agebody.checks import expand_to, expect_numbers, read_share
 from agebody.engine.batched import building
 from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.mesh.closest import visible_vertices
-from agebody.people.sampling import Draws, People, expect_share
+from agebody.people.sampling import Draws, People
 
 HIDDEN_NOISE = 3.0
 """Factor of the noise of occluded points, which the detector guesses."""
@@ -81,9 +81,11 @@ def observe(
         stray: share of points placed anywhere within the person's box, enlarged by a half.
     """
     expect_body(body)
+    if not isinstance(people, People):
+        raise TypeError(f"people: expected those of random_people, got {type(people).__name__}")
     shares = (occluders, dropped, swapped, borrowed, stray)
     for name, share in zip(("occluders", "dropped", "swapped", "borrowed", "stray"), shares, strict=True):
-        expect_share(name, share)
+        read_share(name, share)
     layout = get_layout(layout)
     draw, count, number = Draws(seed), len(people.years), len(layout)
     sd = _noise(noise, count, number)
@@ -132,7 +134,8 @@ def observe(
 
 
 def _noise(noise: float | Tensor, count: int, number: int) -> Float[Tensor, "N K"]:
-    sd = expand_to("noise", torch.as_tensor(noise).detach().double().cpu(), (count, number))
+    given = expect_numbers("noise", noise, torch.empty(0, dtype=torch.float64)).detach()
+    sd = expand_to("noise", given, (count, number))
     if not ((sd >= 0) & sd.isfinite()).all():
         raise ValueError(f"noise: expected a number of 0 or more, got {noise}")
     return sd

@@ -7,6 +7,7 @@ distribution.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,12 +18,12 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES, AgeCurve
-from agebody.age.classes import MAX_YEARS
 from agebody.age.growth import ADULT_YEARS
+from agebody.age.values import MAX_YEARS
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.cameras.camera import Camera
-from agebody.checks import read_count
+from agebody.cameras.camera import Camera, as_size
+from agebody.checks import expect_tensor, read_count, read_range, read_share, to_number
 from agebody.engine.batched import building
 from agebody.keypoints import joint_layout, mirror_order
 from agebody.losses.extremities import extremity_priors
@@ -115,16 +116,13 @@ def random_people(
     expect_body(body)
     if not read_count("count", count):
         raise ValueError("count: expected 1 or more, got 0")
-    if not 0 < extent[0] <= extent[1] < math.inf:
-        raise ValueError(f"extent: expected two ascending numbers above 0, got {extent[0]}, {extent[1]}")
-    if not all(0 < side < math.inf for side in size):
-        raise ValueError(f"size: expected a width and a height above 0, got {size[0]}, {size[1]}")
+    extent = read_range("extent", extent, "numbers above 0", math.ulp(0))
+    as_size(size, torch.empty(0))
     for name, number in (("heading", heading), ("pose_sd", pose_sd)):
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name}: expected a number of 0 or more, got {number}")
-    expect_share("truncated", truncated)
-    if not 0 < fov[0] <= fov[1] < math.pi:
-        raise ValueError(f"fov: expected two ascending angles above 0 and below pi, got {fov[0]}, {fov[1]}")
+        if not 0 <= to_number(number) < math.inf:
+            raise ValueError(f"{name}: expected a number of 0 or more, got {number!r}")
+    read_share("truncated", truncated)
+    fov = read_range("fov", fov, "angles above 0 and below pi", math.ulp(0), math.pi)
     first = _first_of_image(together, count)
     draw = Draws(seed)
     curve = AgeCurve.from_asset(body.asset) if body.age_anchors else None
@@ -229,7 +227,7 @@ class Draws:
     """Random numbers in float64 on the CPU, independent of the device of the body."""
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(read_count("seed", seed, 2**63 - 1))
 
     def uniform(self, count: int, low: float, high: float, *more: int) -> Tensor:
         """Draw (count, *more) uniform numbers."""
@@ -244,17 +242,11 @@ class Draws:
         return self.uniform(count, 0, 1, number) < share
 
 
-def expect_share(name: str, share: float) -> None:
-    """Raise ValueError if a share is not from 0 to 1."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"{name}: expected a share from 0 to 1, got {share}")
-
-
 def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor:
     if isinstance(ages, Tensor):
         years = _given_years("ages", ages, count)
         youngest = float(years.min())
-    elif ages == "balanced":
+    elif isinstance(ages, str) and ages == "balanced":
         if curve is None:
             return draw.uniform(count, ADULT_YEARS, OLDEST)
         ranges = torch.tensor(class_years(curve), dtype=torch.float64)
@@ -265,10 +257,8 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor
     elif isinstance(ages, str):
         raise ValueError(f'ages: expected "balanced", two ages or a tensor, got {ages!r}')
     else:
-        low, high = ages
-        if not 0 <= low <= high < MAX_YEARS:
-            below = f"from 0 to below {MAX_YEARS:g} years"
-            raise ValueError(f"ages: expected two ascending ages {below}, got {low}, {high}")
+        what = f"ages from 0 to below {MAX_YEARS:g} years, a tensor or 'balanced'"
+        low, high = read_range("ages", ages, what, below=MAX_YEARS)
         years = draw.uniform(count, low, high)
         youngest = low
     if curve is None and youngest < ADULT_YEARS:
@@ -277,7 +267,7 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor
 
 
 def _given_years(name: str, given: Tensor, count: int) -> Float[Tensor, " N"]:
-    if given.shape != (count,):
+    if expect_tensor(name, given).shape != (count,):
         raise ValueError(f"{name}: expected shape ({count},), got {tuple(given.shape)}")
     years = given.detach().double().cpu()
     if not ((years >= 0) & (years < MAX_YEARS)).all():
@@ -294,7 +284,11 @@ def class_years(curve: AgeCurve) -> list[tuple[float, float]]:
 
 def _first_of_image(together: Sequence[int] | None, count: int) -> Int[Tensor, " N"]:
     """Return, for each person, the first person of the same image."""
-    sizes = torch.ones(count, dtype=torch.long) if together is None else torch.tensor(list(together))
+    try:
+        sizes = torch.ones(count) if together is None else torch.tensor([*map(operator.index, together)])
+    except TypeError:
+        sizes = torch.zeros(1)
+    sizes = sizes.long()
     if min(sizes.tolist(), default=0) < 1 or sizes.sum() != count:
         raise ValueError(f"together: expected numbers of 1 or more whose sum is {count}, got {together}")
     return (sizes.cumsum(0) - sizes).repeat_interleave(sizes)

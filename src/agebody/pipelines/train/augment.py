@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras import Camera, box_around, convert_box, square_box
+from agebody.checks import read_share
 from agebody.keypoints import KeypointLayout, get_layout, mirror_order
-from agebody.people.sampling import expect_share
 from agebody.rotations import mirror
 
 
@@ -47,7 +47,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         """Check all numbers."""
         for name in ("rotated", "shifted", "flipped", "focused"):
-            expect_share(name, getattr(self, name))
+            read_share(name, getattr(self, name))
         for name in ("scale", "rotation", "shift", "color"):
             if not 0 <= getattr(self, name) < (math.inf if name == "rotation" else 1):
                 raise ValueError(f"{name}: expected 0 or more, and shares below 1, got {getattr(self, name)}")
