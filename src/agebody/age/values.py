@@ -17,6 +17,7 @@ from agebody.checks import broadcast, expect, expect_values, floating
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 MAX_YEARS = 130.0
 """Upper bound of ages [years]; a larger number is a year of birth, or counts months."""
+_AGES = f"ages below {MAX_YEARS:g} years, not months"
 TALLEST = 5.0
 """Statures above it are in another unit [m]."""
 
@@ -80,7 +81,7 @@ def numbers(name: str, values: Any) -> Float[np.ndarray, "*entries"]:
 def at_years(years: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
     """Interpolate at ages as `interpolate`; larger numbers than ages are refused, on the CPU."""
     given = years if isinstance(years, Tensor) else torch.from_numpy(numbers("years", years))
-    expect_values(wait=False, years=(~(given >= MAX_YEARS), f"ages below {MAX_YEARS:g} years, not months"))
+    expect_values(wait=False, years=(~(given >= MAX_YEARS), _AGES))
     return interpolate("years", years, nodes, values)
 
 
