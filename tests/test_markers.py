@@ -174,7 +174,7 @@ def test_files_of_another_kind_are_refused(tensors, header, words, tmp_path, unc
         ({"noise_sd": -1.0}, "noise_sd"),
         ({"symmetric": True}, "symmetric: the template is not symmetric"),
         ({"people": people(50).map(lambda part: part[:0])}, "people: expected at least one"),
-        ({"batch_size": 0}, "batch_size: expected 1 or more"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of 1 or more"),
         (
             {"people": people(2)._replace(betas=torch.full((2, BODY.num_betas), torch.nan))},
             "people: expected finite",

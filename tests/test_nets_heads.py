@@ -308,7 +308,7 @@ def test_wrong_conditions_and_read_outs_are_refused(unchecked):
             "readouts: expected pose among them, six numbers per joint",
         ),
         (lambda: PartAttentionHead({"pose": 24, "parts": 3}), "not parts, which the head adds"),
-        (lambda: PartAttentionHead({"pose": 24}, layers=0), "layers: expected 1 or more"),
+        (lambda: PartAttentionHead({"pose": 24}, layers=0), "layers: expected a whole number of 1 or more"),
         (lambda: IterativeHead({"a.b": torch.zeros(3)}), "readouts: expected a name without dots"),
         (lambda: PartAttentionHead({"pose": [0.0] * 24}), "readouts: .* got 'pose' and list"),
     )

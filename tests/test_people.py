@@ -162,8 +162,8 @@ class TestPeople:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"count": 0}, "count: expected 1 or more"),
-            ({"count": 2.5}, "count: expected a whole number of 0 or more, got 2.5"),
+            ({"count": 0}, "count: expected a whole number of 1 or more"),
+            ({"count": 2.5}, "count: expected a whole number of 1 or more, got 2.5"),
             ({"ages": "old"}, 'ages: expected "balanced"'),
             ({"ages": (5.0, 2.0)}, "ages: expected two ascending"),
             ({"ages": torch.ones(3)}, r"ages: expected shape \(2,\)"),

@@ -15,7 +15,7 @@ from agebody.assets.container import PathLike, naming, read_raw
 from agebody.assets.own_files import read_names, write_own_file
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import expect_values, read_tensor
+from agebody.checks import expect_values, read_count, read_tensor
 from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
 from agebody.keypoints import KeypointLayout
@@ -149,8 +149,7 @@ class MarkerSet(ExactBuffers):
             raise ValueError(f"count: expected 1 to {len(template)}, the body's vertices, got {count}")
         if not 0 <= noise_sd < np.inf:
             raise ValueError(f"noise_sd: expected a number of 0 or more, got {noise_sd}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        read_count("batch_size", batch_size, least=1)
         sizes = (people.body_pose.shape[-2], people.betas.shape[-1])
         if sizes != (body.num_joints - 1, body.num_betas):
             raise ValueError(

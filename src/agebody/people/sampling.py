@@ -114,8 +114,7 @@ def random_people(
             one image share its field of view, and the camera looks down as it would on the first of them.
     """
     expect_body(body)
-    if not read_count("count", count):
-        raise ValueError("count: expected 1 or more, got 0")
+    read_count("count", count, least=1)
     extent = read_range("extent", extent, "numbers above 0", math.ulp(0))
     as_size(size, torch.empty(0))
     for name, number in (("heading", heading), ("pose_sd", pose_sd)):

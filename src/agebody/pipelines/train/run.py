@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody.checks import expect_choice, read_positive
+from agebody.checks import expect_choice, read_count, read_positive
 from agebody.files import first_line, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
@@ -63,8 +63,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         """Check all numbers."""
         for name in ("steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+            read_count(name, getattr(self, name), least=1)
         for name in ("warmup", "workers", "weight_decay", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
