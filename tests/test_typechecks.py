@@ -1,5 +1,6 @@
 """The tests' checker of signatures finds what is wrong."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -58,3 +59,13 @@ def test_results_of_known_arguments_are_checked_too():
     for _ in range(2):
         with pytest.raises(BeartypeCallHintViolation):
             positive(zeros(3))
+
+
+def test_arguments_may_have_any_name():
+    @check
+    def first(key: Float[Tensor, " N"], call: Float[Tensor, " N"], result: "int" = 0) -> Float[Tensor, " N"]:
+        return key if result == 0 else key[:result]
+
+    for result in (0, 0, 2):
+        with pytest.raises(BeartypeCallHintViolation) if result else contextlib.nullcontext():
+            assert first(key=zeros(3), call=zeros(3), result=result).shape == (3,)

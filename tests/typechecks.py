@@ -55,13 +55,11 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return function
         called: set[Any] = set()
 
-        def check(key: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        def check(call: Any, /, *args: Any, **kwargs: Any) -> Any:
             with in_context("context"):
-                result = call(*args, **kwargs)
-            called.update((key, (key, signature(result))))
-            return result
+                return call(*args, **kwargs)
 
-        def check_result(result: Any, *args: Any, **kwargs: Any) -> Any:
+        def check_result(result: Any, /, *args: Any, **kwargs: Any) -> Any:
             stand_in = functools.wraps(function)(lambda *args, **kwargs: result)
             stand_in.__annotations__ = hints
             return typechecker(stand_in)(*args, **kwargs)
@@ -76,13 +74,13 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             try:
                 known = key in called
             except TypeError:  # symbolic sizes have no hash
-                return check(None, with_check, *args, **kwargs)
-            if not known:
-                return check(key, with_check, *args, **kwargs)
-            result = function(*args, **kwargs)
-            if (key, signature(result)) in called:
-                return result
-            return check(key, check_result, result, *args, **kwargs)
+                return check(with_check, *args, **kwargs)
+            result = (function if known else functools.partial(check, with_check))(*args, **kwargs)
+            both = key, signature(result)
+            if known and both not in called:
+                check(check_result, result, *args, **kwargs)
+            called.update((key, both))
+            return result
 
         return wrapped
 

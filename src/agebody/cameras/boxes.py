@@ -156,10 +156,11 @@ def box_condition(
 
 
 def _corners(box: Tensor) -> Tensor:
-    first, second = expect("box", box, 4).split(2, -1)
+    box = expect("box", box, 4)
+    first, second = box.split(2, -1)
     ordered = "corners (x0, y0, x1, y1) in ascending order; convert_box converts other boxes"
     expect_values(wait=False, box=(~(second < first), ordered))
-    return expect("box", box, 4)
+    return box
 
 
 def _in_window(points: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:

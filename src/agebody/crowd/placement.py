@@ -163,10 +163,7 @@ def place_people(
     expect_values(
         weights=((confidence >= 0) & confidence.isfinite(), "finite numbers of 0 or more"),
         depth=(~present | depth.isfinite(), "finite depths of all people of non-zero weight"),
-        rendered_depth=(
-            ~present | (_is_length(rendered_depth) & near),
-            someone,
-        ),
+        rendered_depth=(~present | (_is_length(rendered_depth) & near), someone),
         height=(~present | is_stature(height), statures),
         prior__mean=(~present | is_stature(prior.mean), statures),
         prior__sd=(~present | _is_length(prior.sd), length),
