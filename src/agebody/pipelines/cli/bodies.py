@@ -70,10 +70,7 @@ def demo(
 
 
 @app.command()
-def inspect(
-    body: options.BodyArgument,
-    as_json: options.AsJson = False,
-) -> None:
+def inspect(body: options.BodyArgument, as_json: options.AsJson = False) -> None:
     """Describe a body: its kind, sizes, ages and licence, and any problems.
 
     Nothing in the file is ever executed. The exit code is 1 if the file is not a usable body.
@@ -114,11 +111,10 @@ def _readable(value: object) -> str:
 def convert(
     inputs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="IN...",
-            show_default=False,
-            help="The body file to read; after it, for a body with ages, its infant: "
+        options.argument(
+            "The body file to read; after it, for a body with ages, its infant: "
             "smpl_kid_template.npy or a SMIL file.",
+            "IN...",
         ),
     ],
     output: Annotated[
@@ -173,7 +169,7 @@ def export(
         Path | None,
         options.option(
             "Frames to animate: a file of AMASS, or **.npz** with arrays named as the fields of "
-            "BodyParameters, such as body_pose (frames, joints, 3); those that are missing are zeros.",
+            "BodyParameters, such as body_pose (frames, joints, 3); those that are missing are zeros."
         ),
     ] = None,
     fps: Annotated[
@@ -308,11 +304,7 @@ def _read_betas(text: str | None) -> list[float] | None:
 def bench(
     device: options.Device = "cpu",
     backend: Annotated[
-        str,
-        typer.Option(
-            callback=options.one_of("engine.backend:BackendName"),
-            help="Backend of the body: auto, torch or warp.",
-        ),
+        str, options.choice("engine.backend:BackendName", "Backend of the body: auto, torch or warp.")
     ] = "auto",
     seconds: Annotated[
         float, typer.Option(min=0, help="Time for each subject at each number of bodies [s].")

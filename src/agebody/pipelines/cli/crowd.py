@@ -17,9 +17,7 @@ from agebody.pipelines.cli.app import app, note, running, say, show_count, show_
 
 @app.command()
 def crowd(
-    labels: Annotated[
-        Path, typer.Argument(metavar="LABELS", show_default=False, help="An **.npz** by `agebody fit`.")
-    ],
+    labels: Annotated[Path, options.argument("An **.npz** by `agebody fit`.", "LABELS")],
     depth: Annotated[
         Path,
         options.option(

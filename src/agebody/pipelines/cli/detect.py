@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say
 
@@ -24,9 +22,7 @@ DEFAULT = "rtmlib"
 
 @app.command()
 def detect(
-    photographs: Annotated[
-        Path, typer.Argument(show_default=False, help="A folder of photographs, one photograph, or a video.")
-    ],
+    photographs: Annotated[Path, options.argument("A folder of photographs, one photograph, or a video.")],
     output: options.OutputFile,
     detector: options.DetectorName = None,
     layout: options.Layout = None,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, running, show_table
-from agebody.pipelines.cli.options import AsJson, Layout, one_of, option
 
 if TYPE_CHECKING:
     from agebody.pipelines.evaluate import Table as Evaluation
@@ -19,35 +19,29 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
-    pred: Annotated[
-        Path,
-        typer.Argument(metavar="PRED", show_default=False, help="Predictions: an **.npz**, or COCO results."),
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(metavar="GT", show_default=False, help="The truth: an **.npz**, or COCO annotations."),
-    ],
+    pred: Annotated[Path, options.argument("Predictions: an **.npz**, or COCO results.", "PRED")],
+    target: Annotated[Path, options.argument("The truth: an **.npz**, or COCO annotations.", "GT")],
     table: Annotated[
         str,
-        typer.Option(
-            callback=one_of("pipelines.evaluate.run:TableName"),
-            help="**infantnet**, **relative-human**, the same as **relative-human-published**, **coco**, "
+        options.choice(
+            "pipelines.evaluate.run:TableName",
+            "**infantnet**, **relative-human**, the same as **relative-human-published**, **coco**, "
             "or **auto**: all that the files allow.",
         ),
     ] = "auto",
-    layout: Layout = None,
+    layout: options.Layout = None,
     root: Annotated[
         list[str] | None,
-        option(
+        options.option(
             "Joint by whose position MPJPE and PVE align, also where its weight is 0; several times for the "
-            "middle of several. By default the layout's root.",
+            "middle of several. By default the layout's root."
         ),
     ] = None,
     resamples: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resamples for 95 % intervals; 0 for no intervals.")
     ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare predictions with the truth: errors, depth order and keypoints, by age class.
 
@@ -58,14 +52,8 @@ def evaluate(
 
     with running() as bars:
         bars.add_task("comparing", total=None)
-        options: dict[str, Any] = {
-            "table": table,
-            "layout": layout,
-            "root": root or None,
-            "resamples": resamples,
-            "seed": seed,
-        }
-        tables = evaluate_files(pred, target, **options)
+        given: dict[str, Any] = {"table": table, "layout": layout, "root": root or None}
+        tables = evaluate_files(pred, target, **given, resamples=resamples, seed=seed)
     if as_json:
         print(json.dumps([each.as_dict() for each in tables], indent=2))
         return

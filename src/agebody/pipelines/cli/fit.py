@@ -26,11 +26,10 @@ SPEED_SD = 3.0
 def fit(
     keypoints: Annotated[
         Path,
-        typer.Argument(
-            show_default=False,
-            help="A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
+        options.argument(
+            "A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
             "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder; or a video; "
-            "with --cameras, a folder with a video, or keypoints, of each camera.",
+            "with --cameras, a folder with a video, or keypoints, of each camera."
         ),
     ],
     output: options.OutputFolder,

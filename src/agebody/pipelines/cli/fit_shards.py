@@ -24,8 +24,7 @@ _SAY_EVERY = 30.0
 @app.command()
 def shard(
     keypoints: Annotated[
-        list[Path],
-        typer.Argument(show_default=False, help="Files of keypoints, or folders, as for `agebody fit`."),
+        list[Path], options.argument("Files of keypoints, or folders, as for `agebody fit`.")
     ],
     output: options.OutputFolder,
     images: options.Images = None,
@@ -54,11 +53,7 @@ def shard(
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
             show(done)
             found = read_people(
-                path,
-                layout=layout,
-                images=images,
-                size=options.parse_size(size),
-                annotations=annotations,
+                path, layout=layout, images=images, size=options.parse_size(size), annotations=annotations
             )
             paths = write_shards(
                 found, output, prefix=name, people_per_shard=people_per_shard, overwrite=overwrite
@@ -82,10 +77,7 @@ def _check_kind(value: str) -> str:
 
 @app.command()
 def fit_shards(
-    shards: Annotated[
-        str,
-        typer.Argument(show_default=False, help="A folder of shards, or a pattern such as **'people/a-*'**."),
-    ],
+    shards: Annotated[str, options.argument("A folder of shards, or a pattern such as **'people/a-*'**.")],
     output: options.OutputFolder,
     body: options.Body = "anny",
     address: Annotated[

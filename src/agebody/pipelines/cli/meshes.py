@@ -32,10 +32,8 @@ FAR = 50.0
 def convert_mesh(
     inputs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="IN...",
-            show_default=False,
-            help="Files of vertices of one topology: **.npz**, **.npy**, **.pkl**, **.obj** or **.ply**.",
+        options.argument(
+            "Files of vertices of one topology: **.npz**, **.npy**, **.pkl**, **.obj** or **.ply**.", "IN..."
         ),
     ],
     output: Annotated[
@@ -66,10 +64,7 @@ def convert_mesh(
         ),
     ] = None,
     units: Annotated[
-        str,
-        typer.Option(
-            callback=options.one_of(UNITS), help="Unit of the vertices: **m**, **cm** (MHR's own) or **mm**."
-        ),
+        str, options.choice(UNITS, "Unit of the vertices: **m**, **cm** (MHR's own) or **mm**.")
     ] = "m",
     flip: Annotated[
         str | None,

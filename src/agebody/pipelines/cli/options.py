@@ -86,18 +86,22 @@ def option(text: str, *names: str, check: Callable[..., Any] | None = None, **se
     return typer.Option(*names, help=text, callback=check, show_default=False, **settings)
 
 
+def argument(text: str, metavar: str | None = None) -> Any:
+    """Return a typer argument whose help does not show its default."""
+    return typer.Argument(metavar=metavar, show_default=False, help=text)
+
+
+def choice(known: Iterable[str] | str, text: str) -> Any:
+    """Return a typer option with a few values; see `one_of`."""
+    return typer.Option(callback=one_of(known), help=text)
+
+
 BUILT_IN = ("anny", "anny-hands", "mannequin")
 BUILT_IN_HELP = "**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in)"
-Body = Annotated[
-    str,
-    typer.Option(help=f"{BUILT_IN_HELP}, or the path of a body file."),
-]
-BodyArgument = Annotated[
-    str, typer.Argument(show_default=False, help=f"{BUILT_IN_HELP}, or the path of a body file.")
-]
+Body = Annotated[str, typer.Option(help=f"{BUILT_IN_HELP}, or the path of a body file.")]
+BodyArgument = Annotated[str, argument(f"{BUILT_IN_HELP}, or the path of a body file.")]
 BodyOfLabels = Annotated[
-    str | None,
-    option(f"The body of the labels: {BUILT_IN_HELP}, or a file. By default found by its name."),
+    str | None, option(f"The body of the labels: {BUILT_IN_HELP}, or a file. By default found by its name.")
 ]
 Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
 OutputFolder = Annotated[Path, option("Folder to write, created if it is missing.", "--output", "-o")]
@@ -140,14 +144,12 @@ Fov = Annotated[
     option("Vertical field of view [degrees], instead of --focal.", check=check_finite, min=1.0, max=179.0),
 ]
 AgeOffset = Annotated[
-    float | None,
-    option("Age of people without one in the file: 0 adult, 1 infant.", check=check_finite),
+    float | None, option("Age of people without one in the file: 0 adult, 1 infant.", check=check_finite)
 ]
 AgeClassName = Annotated[str | None, option("The same as a class: **adult**, **teen**, **kid** or **baby**.")]
 Years = Annotated[float | None, option("The same in years.", check=check_finite)]
 MinConfidence = Annotated[
-    float,
-    typer.Option(min=0.0, max=1.0, callback=check_finite, help="Least confidence of keypoints to use."),
+    float, typer.Option(min=0.0, max=1.0, callback=check_finite, help="Least confidence of keypoints to use.")
 ]
 Every = Annotated[
     int, typer.Option(min=1, help="Every n-th frame of a video, or n-th photograph, alone; 1 for all.")

@@ -19,10 +19,9 @@ from agebody.pipelines.cli.fit import show_written
 def predict(
     photographs: Annotated[
         Path,
-        typer.Argument(
-            show_default=False,
-            help="Photographs, one or a folder; or with **--images** a file of people with boxes or "
-            "keypoints, such as COCO's annotations and results.",
+        options.argument(
+            "Photographs, one or a folder; or with **--images** a file of people with boxes or "
+            "keypoints, such as COCO's annotations and results."
         ),
     ],
     output: options.OutputFolder,
@@ -41,8 +40,7 @@ def predict(
     focal: options.Focal = None,
     fov: options.Fov = None,
     refine: Annotated[
-        bool,
-        typer.Option("--refine", help="Fit bodies to the keypoints, with the prediction as a prior."),
+        bool, typer.Option("--refine", help="Fit bodies to the keypoints, with the prediction as a prior.")
     ] = False,
     age_offset: options.AgeOffset = None,
     age_class: options.AgeClassName = None,

@@ -7,74 +7,69 @@ from typing import Annotated, Any
 
 import typer
 
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, note, running, say, show_stages
-from agebody.pipelines.cli.options import (
-    BodyOfLabels,
-    Workers,
-    check_finite,
-    load_layer,
-    one_of,
-    option,
-)
 
 
 @app.command()
 def release(
-    images: Annotated[Path, typer.Argument(show_default=False, help="The folder of the photographs.")],
-    labels: Annotated[
-        Path, typer.Argument(show_default=False, help="Who is in them: the **.npz** of `agebody fit`.")
-    ],
-    output: Annotated[Path, option("Folder to write; a new one.", "--output", "-o")],
-    body: BodyOfLabels = None,
+    images: Annotated[Path, options.argument("The folder of the photographs.")],
+    labels: Annotated[Path, options.argument("Who is in them: the **.npz** of `agebody fit`.")],
+    output: Annotated[Path, options.option("Folder to write; a new one.", "--output", "-o")],
+    body: options.BodyOfLabels = None,
     background: Annotated[
         str,
-        typer.Option(
-            callback=one_of("pipelines.release.options:Background"),
-            help="What is left of a photograph: **blank** (all but people, who are painted over), "
+        options.choice(
+            "pipelines.release.options:Background",
+            "What is left of a photograph: **blank** (all but people, who are painted over), "
             "**inpaint** (the same, painted from their surroundings) or **none**.",
         ),
     ] = "blank",
     region: Annotated[
         str,
-        typer.Option(
-            callback=one_of("pipelines.release.options:RegionRule"),
-            help="What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
+        options.choice(
+            "pipelines.release.options:RegionRule",
+            "What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
             "**box**, **mask** (the mask without the box, for masks known to be complete), or **mesh** "
             "(without box and mask, the fit alone).",
         ),
     ] = "auto",
     masks: Annotated[
-        Path | None, option("Folder with a mask per photograph, NAME.png, black where nobody is.")
+        Path | None, options.option("Folder with a mask per photograph, NAME.png, black where nobody is.")
     ] = None,
-    hide: Annotated[Path | None, option("COCO annotations; each of their boxes is hidden.")] = None,
+    hide: Annotated[Path | None, options.option("COCO annotations; each of their boxes is hidden.")] = None,
     margin: Annotated[
         float,
-        typer.Option(min=0, callback=check_finite, help="Share of its longer side by which a box grows."),
+        typer.Option(
+            min=0, callback=options.check_finite, help="Share of its longer side by which a box grows."
+        ),
     ] = 0.2,
     dilation: Annotated[
         float,
-        typer.Option(min=0, callback=check_finite, help="Share of its box's longer side a mask grows by."),
+        typer.Option(
+            min=0, callback=options.check_finite, help="Share of its box's longer side a mask grows by."
+        ),
     ] = 0.05,
     shape: Annotated[
         str,
-        typer.Option(
-            callback=one_of("pipelines.release.options:Shape"),
-            help="How much of people's shape is passed on: **mean**, **coarse** or **exact**.",
+        options.choice(
+            "pipelines.release.options:Shape",
+            "How much of people's shape is passed on: **mean**, **coarse** or **exact**.",
         ),
     ] = "coarse",
     unfitted: Annotated[
         str,
-        typer.Option(
-            callback=one_of("pipelines.release.options:Unfitted"),
-            help="A photograph with a person whose fit is flagged: **refuse** (stop), **drop** (leave it "
+        options.choice(
+            "pipelines.release.options:Unfitted",
+            "A photograph with a person whose fit is flagged: **refuse** (stop), **drop** (leave it "
             "out) or **blank** (hide the person).",
         ),
     ] = "refuse",
     image_format: Annotated[
         str,
-        typer.Option(
-            callback=one_of("pipelines.release.options:ImageFormat"),
-            help="Format of pictures with backgrounds: **png** or **jpg**.",
+        options.choice(
+            "pipelines.release.options:ImageFormat",
+            "Format of pictures with backgrounds: **png** or **jpg**.",
         ),
     ] = "png",
     sequences: Annotated[
@@ -84,18 +79,19 @@ def release(
         ),
     ] = False,
     fps: Annotated[
-        float, typer.Option(min=1, max=1000, callback=check_finite, help="Frames per second of clips.")
+        float,
+        typer.Option(min=1, max=1000, callback=options.check_finite, help="Frames per second of clips."),
     ] = 25.0,
     seed: Annotated[
-        int | None, option("Seed of the new order; by default it cannot be repeated.", min=0)
+        int | None, options.option("Seed of the new order; by default it cannot be repeated.", min=0)
     ] = None,
     key: Annotated[
         Path | None,
-        option(
+        options.option(
             "New file that says which picture was which photograph. Never share it; it is never replaced."
         ),
     ] = None,
-    workers: Workers = 1,
+    workers: options.Workers = 1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a release; nothing else is ever replaced.")
     ] = False,
@@ -116,7 +112,7 @@ def release(
 
         check_places(output, key, overwrite=overwrite)
         given = load_labels(labels)
-        layer = load_layer(body, labels, given, bars)
+        layer = options.load_layer(body, labels, given, bars)
         photos = photos_from_labels(given, images, body=layer, masks=masks, hide=hide, sequences=sequences)
         made = write_release(
             photos,

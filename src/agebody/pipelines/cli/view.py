@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, note, running, say, show_stages
 
@@ -15,9 +13,8 @@ from agebody.pipelines.cli.app import app, note, running, say, show_stages
 def view(
     what: Annotated[
         str,
-        typer.Argument(
-            show_default=False,
-            help=f"{options.BUILT_IN_HELP}, the path of a body file, or **labels.npz** of `agebody fit`.",
+        options.argument(
+            f"{options.BUILT_IN_HELP}, the path of a body file, or **labels.npz** of `agebody fit`."
         ),
     ],
     output: options.OutputFile,
