@@ -25,13 +25,7 @@ from torch import Tensor
 
 from agebody.engine.batched import Array, BatchedFunction, at_least_float32, building, empty, is_recorded
 
-__all__ = [
-    "axis_angle_to_matrix",
-    "from_matrix",
-    "matrix_to_axis_angle",
-    "mirror",
-    "to_matrix",
-]
+__all__ = ["axis_angle_to_matrix", "from_matrix", "matrix_to_axis_angle", "mirror", "to_matrix"]
 
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 

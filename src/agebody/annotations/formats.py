@@ -366,9 +366,7 @@ FORMATS = (
         _openpose_by_name,
     ),
     Format(
-        "MMPose",
-        lambda d: _has(d, "instance_info") or _objects(d, "keypoint_scores", "instances"),
-        _mmpose,
+        "MMPose", lambda d: _has(d, "instance_info") or _objects(d, "keypoint_scores", "instances"), _mmpose
     ),
     Format(
         "Ultralytics",
@@ -385,9 +383,7 @@ FORMATS = (
         _vitpose,
     ),
     Format(
-        "easy_ViTPose",
-        lambda d: _has(d, "skeleton") and isinstance(d.get("keypoints"), list),
-        _easy_vitpose,
+        "easy_ViTPose", lambda d: _has(d, "skeleton") and isinstance(d.get("keypoints"), list), _easy_vitpose
     ),
     Format("OpenPifPaf", _is_openpifpaf, _openpifpaf),
     Format("AI Challenger", lambda d: _objects(d, "keypoint_annotations"), _ai_challenger, "AI Challenger"),

@@ -280,10 +280,7 @@ def _points(entries: Entries, boxes: bool) -> tuple[list[Float[np.ndarray, "_ 3"
 
 
 def _frames(
-    path: Path,
-    documents: dict[Path, Any],
-    boxes: bool,
-    layout: LayoutChoice,
+    path: Path, documents: dict[Path, Any], boxes: bool, layout: LayoutChoice
 ) -> tuple[Format, list[tuple[Path, Frame]]]:
     """Return the format of all files, and the images in them."""
     chosen: Format | None = None

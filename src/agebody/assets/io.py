@@ -11,16 +11,7 @@ import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor, check_shape
-from agebody.assets.container import (
-    Array,
-    PathLike,
-    RawFile,
-    Unread,
-    is_path,
-    naming,
-    read_raw,
-    to_array,
-)
+from agebody.assets.container import Array, PathLike, RawFile, Unread, is_path, naming, read_raw, to_array
 from agebody.assets.official import (
     GENDERS,
     infant_of,

@@ -85,10 +85,7 @@ _WHERE = {
 }
 _FOREIGN = {Gaussian: ("mean", "prec"), Mixture: ("means", "covars", "weights")}
 """Entries of the published files, in the order of the fields."""
-_TITLES = {
-    Gaussian: "SMIL's pose prior, smil_pose_prior.pkl",
-    Mixture: "SMPLify's pose prior, gmm_08.pkl",
-}
+_TITLES = {Gaussian: "SMIL's pose prior, smil_pose_prior.pkl", Mixture: "SMPLify's pose prior, gmm_08.pkl"}
 _READERS = {Gaussian: "MahalanobisPrior", Mixture: "MaxMixturePrior"}
 
 

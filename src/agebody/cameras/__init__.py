@@ -1,13 +1,6 @@
 """Cameras: from points in the world to pixels, and between the conventions of the field."""
 
-from agebody.cameras.boxes import (
-    box_around,
-    box_condition,
-    convert_box,
-    from_crop,
-    square_box,
-    to_crop,
-)
+from agebody.cameras.boxes import box_around, box_condition, convert_box, from_crop, square_box, to_crop
 from agebody.cameras.camera import Camera
 from agebody.cameras.conventions import (
     convert_axes,

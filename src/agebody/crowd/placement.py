@@ -230,9 +230,7 @@ def place_people(
 
 
 def is_far(
-    rendered_depth: Float[Tensor, "*people"],
-    focal: float | Float[Tensor, "*#people"],
-    size: Size,
+    rendered_depth: Float[Tensor, "*people"], focal: float | Float[Tensor, "*#people"], size: Size
 ) -> Bool[Tensor, "*people"]:
     """Return which people are so far away that 2 m cover less than a quarter of the shorter image side.
 

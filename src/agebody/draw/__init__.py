@@ -6,12 +6,4 @@ from agebody.draw.mesh_files import save_mesh
 from agebody.draw.pictures import Picture, lineup, render
 from agebody.draw.rigged_files import save_rigged
 
-__all__ = [
-    "LiveView",
-    "Picture",
-    "lineup",
-    "render",
-    "save_html",
-    "save_mesh",
-    "save_rigged",
-]
+__all__ = ["LiveView", "Picture", "lineup", "render", "save_html", "save_mesh", "save_rigged"]

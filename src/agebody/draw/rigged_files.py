@@ -324,9 +324,7 @@ class _Gltf:
         return b"glTF" + (2).to_bytes(4, "little") + (12 + len(body)).to_bytes(4, "little") + body
 
 
-def _strongest(
-    weights: Float[np.ndarray, "V J"],
-) -> tuple[Int[np.ndarray, "V 4"], Float[np.ndarray, "V 4"]]:
+def _strongest(weights: Float[np.ndarray, "V J"]) -> tuple[Int[np.ndarray, "V 4"], Float[np.ndarray, "V 4"]]:
     """Return the four strongest joints of each vertex, and weights that sum to 1; of weight 0, joint 0."""
     padded = np.pad(weights.clip(0), ((0, 0), (0, max(0, _JOINTS_PER_VERTEX - weights.shape[1]))))
     joints = np.argsort(-padded, axis=1, kind="stable")[:, :_JOINTS_PER_VERTEX]

@@ -57,9 +57,7 @@ def _kept_age_pieces(
         return _age_pieces(anchors, device, dtype)
 
 
-def age_slopes(
-    anchors: Sequence[float],
-) -> tuple[Float[np.ndarray, " inner"], Float[np.ndarray, "pieces A"]]:
+def age_slopes(anchors: Sequence[float]) -> tuple[Float[np.ndarray, " inner"], Float[np.ndarray, "pieces A"]]:
     """Return the inner knots of `age_coefficients`, and its derivatives in the pieces between them."""
     knots = sorted([0.0, *anchors])
     slopes = np.zeros((len(knots) - 1, len(knots)))

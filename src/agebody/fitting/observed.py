@@ -18,14 +18,7 @@ from agebody.age.values import TALLEST
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.cameras.camera import NEAR
-from agebody.checks import (
-    apply_mask,
-    expand_to,
-    expect,
-    expect_numbers,
-    flatten,
-    read_confidences,
-)
+from agebody.checks import apply_mask, expand_to, expect, expect_numbers, flatten, read_confidences
 from agebody.fitting.whole_body import coarse_weights, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior

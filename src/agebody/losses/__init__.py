@@ -2,19 +2,11 @@
 
 from agebody.losses.adversarial import PoseDiscriminator, adversarial_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
-from agebody.losses.contact import (
-    part_vertices,
-    plane_height,
-    plane_loss,
-)
+from agebody.losses.contact import part_vertices, plane_height, plane_loss
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
 from agebody.losses.intersection import person_intersection_loss, self_intersection_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
-from agebody.losses.limits import (
-    joint_limits,
-    joint_limits_loss,
-    joint_limits_prior,
-)
+from agebody.losses.limits import joint_limits, joint_limits_loss, joint_limits_prior
 from agebody.losses.objective import LossTerm, Objective
 from agebody.losses.parameters import betas_loss, geodesic_loss, rotation_loss
 from agebody.losses.pose_priors import MahalanobisPrior, MaxMixturePrior

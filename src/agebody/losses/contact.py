@@ -34,9 +34,7 @@ _PARTS = {
 
 
 def plane_height(
-    points: Float[Tensor, "*#batch N 3"],
-    normal: Float[Tensor, "*#batch 3"],
-    offset: Float[Tensor, "*#batch"],
+    points: Float[Tensor, "*#batch N 3"], normal: Float[Tensor, "*#batch 3"], offset: Float[Tensor, "*#batch"]
 ) -> Float[Tensor, "*batch N"]:
     """Return the height of points above the plane ``normal . x = offset`` [m], negative below it.
 

@@ -71,11 +71,7 @@ def self_intersection_loss(
     body, row = (pairs[..., 0] >= 0).nonzero(as_tuple=True)
     first, second = (bodies[body[:, None], faces[pairs[body, row, side]]] for side in (0, 1))
     fields = torch.cat(
-        [
-            conic_distance_field(second, first, sigma),
-            conic_distance_field(first, second, sigma),
-        ],
-        -1,
+        [conic_distance_field(second, first, sigma), conic_distance_field(first, second, sigma)], -1
     )
     terms = _not_finite(bodies).index_put((body,), (fields * fields).sum(-1), accumulate=True)
     return reduce(terms.reshape(vertices.shape[:-2]), weights, reduction)

@@ -60,10 +60,7 @@ class MarkerSet(ExactBuffers):
     """The markers as keypoints, for `BodyModel.keypoints`, which gives them without the mesh, and fits."""
 
     def __init__(
-        self,
-        vertex_ids: Int[np.ndarray, " K"],
-        matrix: Float[np.ndarray, "V K"],
-        names: Sequence[str],
+        self, vertex_ids: Int[np.ndarray, " K"], matrix: Float[np.ndarray, "V K"], names: Sequence[str]
     ) -> None:
         super().__init__()
         vertex_ids, matrix, names = np.asarray(vertex_ids), np.asarray(matrix), tuple(names)

@@ -2,13 +2,7 @@
 
 from agebody.metrics.alignment import procrustes
 from agebody.metrics.average_precision import keypoint_ap
-from agebody.metrics.correctness import (
-    mpckh,
-    pck,
-    pck_auc,
-    per_joint,
-    reference_length,
-)
+from agebody.metrics.correctness import mpckh, pck, pck_auc, per_joint, reference_length
 from agebody.metrics.depth import depth_relations, pcdr, pcod
 from agebody.metrics.matching import detection_scores, match, match_keypoints, normalized_error
 from agebody.metrics.pose import (

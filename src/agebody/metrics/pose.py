@@ -12,15 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import (
-    Reduction,
-    Weights,
-    apply_mask,
-    at_least_float32,
-    expect,
-    expect_pair,
-    safe_norm,
-)
+from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, expect_pair, safe_norm
 from agebody.keypoints import KeypointLayout
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.losses.parameters import paired_matrices, rotation_angle

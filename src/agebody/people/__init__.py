@@ -4,10 +4,4 @@ from agebody.people.observations import observe
 from agebody.people.poses import POSES, pose
 from agebody.people.sampling import People, random_people
 
-__all__ = [
-    "POSES",
-    "People",
-    "observe",
-    "pose",
-    "random_people",
-]
+__all__ = ["POSES", "People", "observe", "pose", "random_people"]

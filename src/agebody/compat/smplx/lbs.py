@@ -82,8 +82,7 @@ def lbs(
 
 @_in_own_precision
 def vertices2joints(
-    J_regressor: Float[Tensor, "K V"],
-    vertices: Float[Tensor, "B V 3"],
+    J_regressor: Float[Tensor, "K V"], vertices: Float[Tensor, "B V 3"]
 ) -> Float[Tensor, "B K 3"]:
     """Return points that are fixed linear combinations of vertices."""
     return torch.einsum("kv,bvx->bkx", J_regressor, vertices)

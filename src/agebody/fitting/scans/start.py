@@ -28,10 +28,7 @@ DEPTH_SD = 0.05
 
 
 def start_from_images(
-    body: BodyModel,
-    seen: Frames,
-    layout: KeypointLayout,
-    age_offset: Float[Tensor, ""] | None,
+    body: BodyModel, seen: Frames, layout: KeypointLayout, age_offset: Float[Tensor, ""] | None
 ) -> BodyParameters:
     """Fit each frame's landmarks at the median depth of its scan; with the mean shape and the median age.
 

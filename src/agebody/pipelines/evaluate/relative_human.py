@@ -57,10 +57,8 @@ def relative_human_tables(
     rule = "relative-human-published" if published else "relative-human"
     rows = pair(pred, target) if by_ids else match_images(pred, target, rule)
     groups, ratios = groups_of(target, rows != NOBODY), Ratios(clusters_of(target))
-    relations, keypoints = (
-        _relations(pred, target, rows),
-        _right_keypoints(pred, target, rows, published),
-    )
+    relations = _relations(pred, target, rows)
+    keypoints = _right_keypoints(pred, target, rows, published)
     for name, members in groups:
         right, pairs, missed = relations[name]
         # Without a pair there is no rate, however many were missed.

@@ -232,10 +232,7 @@ def run_all(
 
 @contextmanager
 def start_workers(
-    body: BodyModel,
-    function: Callable[..., Any],
-    call: Mapping[str, Any],
-    cluster: Cluster,
+    body: BodyModel, function: Callable[..., Any], call: Mapping[str, Any], cluster: Cluster
 ) -> Iterator[Workers]:
     """Yield the workers for `run_jobs`: this process for one worker without an address, else Ray.
 

@@ -24,11 +24,7 @@ OPACITY = 0.72
 
 
 def draw_overlay(
-    body: BodyModel,
-    labels: Labels,
-    photograph: UInt8[np.ndarray, "H W 3"],
-    *,
-    max_side: int = 900,
+    body: BodyModel, labels: Labels, photograph: UInt8[np.ndarray, "H W 3"], *, max_side: int = 900
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw two pictures side by side: a photograph with the observed keypoints, and with the bodies over it.
 

@@ -13,15 +13,7 @@ from torch import Tensor
 from agebody.age import AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.crowd import (
-    HeightPrior,
-    is_far,
-    mask_depths,
-    place_people,
-    refine_crowd,
-    rescale,
-    rest_height,
-)
+from agebody.crowd import HeightPrior, is_far, mask_depths, place_people, refine_crowd, rescale, rest_height
 from agebody.crowd.depths import MaskDepths
 from agebody.crowd.height_prior import SEXES
 from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement

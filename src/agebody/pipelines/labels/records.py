@@ -170,10 +170,7 @@ class Labels:
             )
         rows: dict[str, Any] = {name: arrays[name] for name in ROWS}
         blank = cls(
-            str(about["body"]),
-            tuple(map(str, about["joint_names"])),
-            str(about["keypoint_layout"]),
-            **rows,
+            str(about["body"]), tuple(map(str, about["joint_names"])), str(about["keypoint_layout"]), **rows
         )
         found = _with_rows(blank, {**arrays, "boxes": to_corners(arrays["boxes"])})
         _check(path, found)

@@ -16,13 +16,7 @@ from agebody.draw import Picture
 from agebody.draw.meshes import pixels_to_linear, to_srgb
 from agebody.fitting.start import to_camera_space
 from agebody.parameters import BodyParameters
-from agebody.pipelines.release.bodies import (
-    Bodies,
-    generalize,
-    mesh_boxes,
-    pose_bodies,
-    view_bodies,
-)
+from agebody.pipelines.release.bodies import Bodies, generalize, mesh_boxes, pose_bodies, view_bodies
 from agebody.pipelines.release.options import Options
 from agebody.pipelines.release.photos import Photo, ReleaseError, read_pixels
 from agebody.pipelines.release.regions import add_stored, cover_traces, other_region, person_region
@@ -91,11 +85,7 @@ def make_scene(photo: Photo, numbers: Sequence[int], body: BodyModel, options: O
 
 
 def _find_region(
-    photo: Photo,
-    boxes: Float[np.ndarray, "N 4"],
-    picture: Picture,
-    size: tuple[int, int],
-    options: Options,
+    photo: Photo, boxes: Float[np.ndarray, "N 4"], picture: Picture, size: tuple[int, int], options: Options
 ) -> Bool[np.ndarray, "H W"]:
     """Return the pixels to hide of a photograph; boxes and picture are those of the bodies."""
     region = np.zeros((size[1], size[0]), bool)

@@ -66,11 +66,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, least, most in (
-            ("people", 1, _MOST_PEOPLE),
-            ("fov", 1, 170),
-            ("extent", 1e-3, 10),
-        ):
+        for name, least, most in (("people", 1, _MOST_PEOPLE), ("fov", 1, 170), ("extent", 1e-3, 10)):
             low, high = getattr(self, name)
             if not least <= low <= high <= most:
                 raise ValueError(

@@ -105,14 +105,7 @@ def draw_augmentation(augmentation: Augmentation, seeds: Sequence[Sequence[int]]
         focus = focus if share[3] < a.focused else -1
         rows.append((scale, rotation, *shift, share[2] < a.flipped, *(1 + a.color * color), focus))
     table = torch.tensor(np.array(rows, np.float64).reshape(-1, 9), dtype=torch.float32)
-    return Draw(
-        table[:, 0],
-        table[:, 1],
-        table[:, 2:4],
-        table[:, 4] > 0.5,
-        table[:, 5:8],
-        table[:, 8].long(),
-    )
+    return Draw(table[:, 0], table[:, 1], table[:, 2:4], table[:, 4] > 0.5, table[:, 5:8], table[:, 8].long())
 
 
 class Examples(NamedTuple):
@@ -135,11 +128,7 @@ class Examples(NamedTuple):
 
 
 def augment(
-    people: Examples,
-    draw: Draw,
-    joint_names: Sequence[str],
-    *,
-    layout: str | KeypointLayout = "hmr2_44",
+    people: Examples, draw: Draw, joint_names: Sequence[str], *, layout: str | KeypointLayout = "hmr2_44"
 ) -> tuple[Examples, Float[Tensor, "N 2 3"]]:
     """Flip, turn and crop people; their cameras stay as they are.
 
