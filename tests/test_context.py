@@ -648,6 +648,19 @@ def test_of_nobody_means_are_unknown_and_losses_nothing(unchecked):
             assert not unknown or name.startswith("metrics."), name
 
 
+METRICS = [name for name in EXAMPLES if hasattr(getattr(metrics, name.partition(".")[2], None), "errors")] + [
+    "metrics.pcdr"
+]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_is_not_a_number_is_neither_right_nor_wrong(name):
+    function, given = EXAMPLES[name]
+    broken = given[0].clone()
+    broken[0] = torch.nan
+    assert function(broken, *given[1:]).isnan().any()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in UNTRACED])
 def test_a_trace_follows_its_inputs(name, unchecked):  # sizes are tensors while tracing

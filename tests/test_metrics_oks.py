@@ -235,6 +235,21 @@ def test_without_detections_all_is_zero():
     assert found.AP == found.AR == 0
 
 
+@pytest.mark.parametrize("broken", ["pred", "scores", "target", "areas"])
+def test_of_what_is_not_a_number_is_unknown(broken):
+    pred, target, area, weights = people(3)
+    given = {"pred": pred, "scores": torch.ones(3), "target": target, "areas": area}
+    given = {name: part.clone() for name, part in given.items()}
+    given[broken][0] = torch.nan
+    ids, seen = torch.arange(3), weights.clone()
+    seen[0] = True
+    found = keypoint_ap(**given, pred_images=ids, target_images=ids, weights=seen)
+    assert all(math.isnan(number) for number in found)
+    seen[0] = False
+    without = keypoint_ap(**given, pred_images=ids, target_images=ids, weights=seen)
+    assert math.isnan(without.AP) == (broken != "target")
+
+
 def test_errors_name_the_argument(unchecked):
     pred, target, area, _ = people(3)
     ids, scores = torch.arange(3), torch.ones(3)

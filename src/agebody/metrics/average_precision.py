@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from agebody.checks import Weights, expand_weights, expect, expect_tensor, read_count
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_tensor, read_count
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import SPACING, spread_of
 
@@ -27,7 +27,7 @@ _RECALLS = np.linspace(0, 1, 101)
 
 
 class KeypointAP(NamedTuple):
-    """COCO's ten numbers; NaN where no person counts."""
+    """COCO's ten numbers; NaN where no person counts, and where keypoints, scores or areas are NaN."""
 
     AP: float
     """Mean over the thresholds .50:.05:.95."""
@@ -340,6 +340,9 @@ def keypoint_ap(
         return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
     weights = expand_weights(weights, target.shape[:2])
+    for decisive in (pred, scores, areas, apply_mask(target, weights, 1)):
+        if decisive.isnan().any():
+            return KeypointAP(*[float("nan")] * len(KeypointAP._fields))
     images = split_images(
         pred=array(pred),
         target=array(target),

@@ -23,7 +23,7 @@ from agebody.checks import (
 )
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.matching import keypoint_boxes
-from agebody.metrics.record import Errors, metric
+from agebody.metrics.record import Errors, decided, metric
 
 PCK_3D_THRESHOLD = 0.15
 """The threshold of 3DPCK [m] (Mehta et al., 3DV 2017), and the last one of its area under the curve."""
@@ -64,7 +64,7 @@ def pck(
         reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
     errors, length, counted = _relative(pred, target, reference, weights, threshold)
-    return Errors((errors < threshold * length).to(errors.dtype), counted)
+    return Errors(decided(errors < threshold * length, errors), counted)
 
 
 @metric(higher_is_better=True)
@@ -87,7 +87,8 @@ def pck_auc(
     read_count("steps", steps, least=1)
     errors, length, counted = _relative(pred, target, reference, weights, max_threshold, "max_threshold")
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
-    return Errors((errors[..., None] < limits * length[..., None]).to(errors.dtype).mean(-1), counted)
+    right = errors[..., None] < limits * length[..., None]
+    return Errors(decided(right, errors[..., None].expand(right.shape)).mean(-1), counted)
 
 
 def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> Float[Tensor, " K"]:
@@ -132,7 +133,7 @@ def mpckh(
     diagonal = reference_length(target, "box_diagonal", weights=seen)
     correct = pck(pred, target, threshold, reference=diagonal, weights=seen, reduction="none")
     visible = seen.sum(-1)
-    return Errors(correct.sum(-1) / visible.clamp(min=1), visible >= 2)
+    return Errors((correct.sum(-1) + 0 * diagonal) / visible.clamp(min=1), visible >= 2)
 
 
 def reference_length(

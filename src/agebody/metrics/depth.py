@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agebody.age import AGE_CLASSES
 from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor
-from agebody.metrics.record import Errors, metric
+from agebody.metrics.record import Errors, decided, metric
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
@@ -77,11 +77,9 @@ def depth_relations(
     layer = layer if layer.is_floating_point() else layer.long()  # differences of unsigned ones would wrap
     closer = depth[..., :, None] - depth[..., None, :]
     order = layer[..., :, None] - layer[..., None, :]
-    right = torch.where(
-        order.abs() <= same_layer,
-        closer.abs() < threshold,
-        torch.where(order < 0, closer < -threshold, closer > threshold),
-    )
+    equal, before = order.abs() <= same_layer, order < 0
+    turned = torch.where(before, -closer, closer)
+    right = decided(torch.where(equal, closer.abs() < threshold, turned > threshold), closer)
     people = pred.shape[-1]
     above = torch.ones(people, people, dtype=torch.bool, device=pred.device).triu(1)
     pairs = there[..., :, None] & there[..., None, :] & above
@@ -92,7 +90,7 @@ def depth_relations(
         is_of = age_classes[..., None, :] == kinds[:, None]  # (*images, classes, P)
         counted = pairs[..., None, :, :] & (is_of[..., :, None] | is_of[..., None, :])
         right, gone = right[..., None, :, :], lost[..., None, :] & is_of
-    sums = ((counted & right).sum((-2, -1)), counted.sum((-2, -1)), gone.sum(-1))
+    sums = (torch.where(counted, right, 0).sum((-2, -1)), counted.sum((-2, -1)), gone.sum(-1))
     return DepthRelations(*(part.double() for part in sums))
 
 
@@ -161,7 +159,7 @@ def pcod(
     by_pred, by_target = (x[..., first] - x[..., second] for x in (torch.where(known, x, 0) for x in depths))
     alike = torch.maximum(by_pred.abs(), by_target.abs()) < threshold
     right = (by_pred.sign() * by_target.sign() > 0) | alike
-    return Errors(right.to(pred.dtype), known[..., first] & known[..., second])
+    return Errors(decided(right, by_pred), known[..., first] & known[..., second])
 
 
 def _read_people(

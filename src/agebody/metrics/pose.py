@@ -17,7 +17,7 @@ from agebody.keypoints import KeypointLayout
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.losses.parameters import paired_matrices, rotation_angle
 from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
-from agebody.metrics.record import Errors, metric
+from agebody.metrics.record import Errors, decided, metric
 from agebody.rotations import PoseFormat
 
 Layout = str | KeypointLayout | None
@@ -217,7 +217,7 @@ def joint_limit_violations(
     if not tolerance >= 0:
         raise ValueError(f"tolerance: expected an angle of 0 or more, got {tolerance}")
     excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights).abs().amax(-1)
-    return Errors(torch.where(excess.isnan(), excess, (excess > tolerance).to(excess.dtype)), weights)
+    return Errors(decided(excess > tolerance, excess), weights)
 
 
 def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | None) -> Errors:

@@ -28,6 +28,11 @@ class Errors(NamedTuple):
         return reduce(self.values, self.weights, reduction, empty=torch.nan)
 
 
+def decided(right: Bool[Tensor, "*entries"], by: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+    """Return 1 where a decision is right and 0 where it is wrong; NaN where what it was decided by is NaN."""
+    return torch.where(by.isnan(), by, right.to(by.dtype))
+
+
 @runtime_checkable
 class Metric(Protocol[P]):
     """A metric that is a mean of errors."""
@@ -43,6 +48,9 @@ class Metric(Protocol[P]):
 
 def metric(*, higher_is_better: bool = False) -> Callable[[Callable[P, Errors]], Metric[P]]:
     """Make the function of a metric from one that returns its errors.
+
+    NaN in an entry that counts is NaN in its error and in the mean, never 0, "wrong" or left out; a rule of
+    the metric may say that it is unknown there, and counts as weight 0.
 
     The decorated function declares ``reduction`` and need not read it: it returns `Errors`, and its callers
     get these reduced."""
