@@ -130,6 +130,17 @@ def test_undetermined_rotations_stay_at_rest(mannequin):
     torch.testing.assert_close(told.parameters.body_pose[head - 1], axis_free, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("layout", ["coco17", "smpl24"])
+def test_rounding_errors_turn_no_joint(mannequin, layout):
+    """The start of a fit: a collar or an ankle has one point of COCO, which determines no rotation."""
+    points = mannequin.keypoints(layout, people(mannequin))
+    points = points + 0.005 * torch.randn(points.shape, generator=torch.Generator().manual_seed(1))
+    nearby = points + 1e-6 * torch.randn(points.shape, generator=torch.Generator().manual_seed(2))
+    first, second = (fit_points(mannequin, given, layout, max_iterations=0) for given in (points, nearby))
+    assert largest(mannequin(first.parameters).joints, mannequin(second.parameters).joints).max() < 0.02
+    assert first.error.mean() < 0.015
+
+
 def test_noise_averages_out_over_a_mesh(mannequin):
     """86 unknowns share the noise of 3 V coordinates: the best that any estimate can do is sqrt(86 / 3 V)."""
     torch.manual_seed(1)

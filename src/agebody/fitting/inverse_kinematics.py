@@ -24,6 +24,8 @@ PARENT_PRIOR = 1e-3
 """Weight of the parent's rotation in the first round, relative to the joint's own points."""
 STAY_PRIOR = 1e-5
 """The same in later rounds, when rotations are corrections only."""
+ROUNDINGS = 64.0
+"""Weight of the parent's rotation, at least, relative to the rounding errors of the points' covariance."""
 ROUGH_SD = 0.02
 """[m] Standard deviation of points while rotations are rough, so that shape does not fit their errors."""
 CARRIES = 1e-3
@@ -140,7 +142,9 @@ def turn_towards(
     total = sums[..., 15:]
     means = sums[..., :15] / torch.where(total > 0, total, 1)
     covariance = means[..., :9].unflatten(-1, (3, 3)) - means[..., 9:12, None] * means[..., None, 12:15]
-    size = torch.linalg.matrix_norm(covariance)[..., None, None]
+    # A joint of one point has no covariance but rounding errors, of which the prior has to be the larger one.
+    rounding = torch.finfo(means.dtype).eps * means[..., :9].norm(dim=-1)
+    size = torch.maximum(covariance.flatten(-2).norm(dim=-1), ROUNDINGS / prior * rounding)[..., None, None]
     covariance = covariance / torch.where(size > 0, size, 1)
     turns = torch.empty_like(covariance[:, :-1])
     turns[:, 0] = nearest_rotation(covariance[:, 0] + prior * nearest_rotation(covariance[:, -1]))
