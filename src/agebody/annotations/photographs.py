@@ -280,10 +280,7 @@ def read_exif_focals(found: People, images: Path) -> People:
     """Return people with the focal lengths of their photographs where no file states one, and notes.
 
     One of the notes is of photographs of another size than stated, whose focal lengths are not read.
-
-    Args:
-        found: people whose images are in the folder.
-        images: the folder, or one image.
+    ``images`` is their folder, or one of them.
     """
     folder = images.parent if images.is_file() else images
     focal = np.full(len(found), math.nan) if found.focal is None else found.focal.copy()

@@ -92,11 +92,7 @@ _NUM_EXPRESSIONS = {400: 100, 20: 10}  # of SMPL-X's shape directions, the last 
 
 
 def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
-    """Return the body in a file with SMPL's entry names.
-
-    Args:
-        raw: the content of the file.
-        gender: gender of the body; read from the file's name if None.
+    """Return the body in a file with SMPL's entry names; its gender is in the file's name if None.
 
     Raises:
         AssetError: the file is not a body, or its arrays are inconsistent. This and the other messages of

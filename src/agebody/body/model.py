@@ -564,9 +564,7 @@ class BodyModel(nn.Module):
     def for_layout(self, layout: str | KeypointLayout, kind: Callable[..., Made]) -> Made:
         """Return the module ``kind(body, layout)``: built at first use, then cached and moved with the body.
 
-        Args:
-            layout: its name, or a layout.
-            kind: a module class whose buffers depend on body and layout only.
+        Its buffers depend on body and layout alone.
         """
         return self._made_for(layout, kind.__qualname__, lambda found: kind(self, found))
 

@@ -214,10 +214,6 @@ class ContourTable(nn.Module):
 
     Rows 0 to 39 are turns of as many degrees, rows 40 to 78 turns of -1 to -39; a head that turns farther has
     the outermost. Source: the contour of FLAME, as SMPL-X takes it over (smplx, ``use_face_contour``).
-
-    Args:
-        body: a layer of a body with a contour.
-        layout: those vertices.
     """
 
     corners: Tensor
@@ -251,14 +247,7 @@ def contour_row(neck: Float[Tensor, "B 3 _"]) -> Int[Tensor, " B"]:
 
 
 class MeshPoints(nn.Module):
-    """The points of one layout from the posed vertices of one body, and from its joints.
-
-    Args:
-        asset: the body.
-        layout: the points.
-        dtype: floating type of the buffers.
-        device: device of the buffers.
-    """
+    """The points of one layout from the posed vertices of one body, and from its joints."""
 
     vertices: Tensor
     weights: Tensor

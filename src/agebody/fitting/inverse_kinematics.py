@@ -37,10 +37,6 @@ class CarriedPoints(nn.Module):
 
     A point is ``sum_j G_j m_j``. Its moments m_j are affine in the identity's coefficients (1, betas, age
     templates), and so are the places of the joints once their rotations are known.
-
-    Args:
-        body: of one part.
-        layout: the points.
     """
 
     above: Tensor

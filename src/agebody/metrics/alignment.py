@@ -89,10 +89,7 @@ def best_scale(
 ) -> Float[Tensor, "*batch"]:
     """Return the factor that brings points closest to a target about the origin; 1 if all are there.
 
-    Args:
-        pred: points to scale.
-        target: corresponding points.
-        weights: of the squared distances, broadcast to (*batch, N).
+    Arguments as of `procrustes`.
     """
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)

@@ -72,15 +72,7 @@ def run_demo(
     width: int = 1600,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> list[Row]:
-    """Pose the body at six ages, run it forward and backward, and write ages.png, ages.glb and ages.npz.
-
-    Args:
-        asset: a body with age templates and SMPL's joint names.
-        folder: where the files are written.
-        device: where to compute.
-        width: width of the picture [pixels].
-        progress: called with the stage and the fraction done, 0 to 1.
-    """
+    """Pose the body at six ages, run it forward and backward, and write ages.png, ages.glb and ages.npz."""
     progress("posing", 0)
     curve = AgeCurve.from_asset(asset)
     body = SMPLA(asset, device=device)

@@ -211,12 +211,7 @@ def run_all(
     cluster: Cluster,
     progress: Callable[[Mapping[Any, Any]], None],
 ) -> dict[Any, Any]:
-    """Return the result of each job, or raise the error of the first that fails.
-
-    Args:
-        body, function, jobs, call, cluster: as of `start_workers` and `run_jobs`.
-        progress: called with the results so far.
-    """
+    """Return the result of each job, or raise the error of the first that fails."""
     results: dict[Any, Any] = {}
     with (
         start_workers(body, function, call, cluster) as workers,
@@ -236,11 +231,7 @@ def start_workers(
 ) -> Iterator[Workers]:
     """Yield the workers for `run_jobs`: this process for one worker without an address, else Ray.
 
-    Args:
-        body: the layer.
-        function: called with the body, the job and ``call``.
-        call: arguments that are the same for all jobs.
-        cluster: where.
+    They call ``function(body, job, **call)``.
 
     Raises:
         ConnectionError: no cluster answers at the address.

@@ -40,10 +40,6 @@ class Schedule:
     """Decide which job is next, and which failures are final.
 
     It starts no jobs and reads no clock, so a simulation runs the same decisions as a cluster.
-
-    Args:
-        jobs: the jobs, in the order in which they start.
-        max_retries: number of retries after a transient failure.
     """
 
     def __init__(self, jobs: Iterable[Any], max_retries: int = ALL_CPUS.max_retries) -> None:

@@ -48,11 +48,7 @@ def save_label_shard(
 ) -> ShardRecord:
     """Write labels as a shard, whole or not at all. Equal labels give equal bytes.
 
-    Args:
-        labels: of one shard of people.
-        source: SHA-256 and size of that shard, from `agebody.files.sha256`.
-        settings: as `describe_settings` returns them.
-        path: of the file.
+    ``source`` is SHA-256 and size of the shard of people, from `agebody.files.sha256`.
     """
     counts = len(labels), int(labels.kept.sum()), int(labels.converged.sum())
     unknown = int(labels.flags["age_unknown"].sum()) if "age_unknown" in labels.flags else 0

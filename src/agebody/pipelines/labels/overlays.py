@@ -29,13 +29,7 @@ def draw_overlay(
     """Draw two pictures side by side: a photograph with the observed keypoints, and with the bodies over it.
 
     On the right, observed keypoints are yellow and those of the bodies white; bodies that are not kept are
-    red.
-
-    Args:
-        body: the layer that the labels were made with.
-        labels: the people of this photograph.
-        photograph: its pixels.
-        max_side: larger photographs are drawn smaller [pixels].
+    red. Photographs with a side of more than ``max_side`` pixels are drawn smaller.
     """
     from PIL import Image
 
@@ -69,15 +63,7 @@ def draw_video(
     frames: Iterable[tuple[str, UInt8[np.ndarray, "H W 3"]]],
     rate: float,
 ) -> int:
-    """Write a video of overlays, with one colour per person; return the number of frames.
-
-    Args:
-        path: the file, an MP4.
-        body: the layer that the labels were made with.
-        labels: the people of all frames.
-        frames: names and pixels, of one size.
-        rate: frames per second.
-    """
+    """Write a video of overlays, with one colour per person; return the number of frames."""
     pictures = (
         draw_overlay(body, labels.select(labels.image_ids == name), image, max_side=640)
         for name, image in frames

@@ -281,9 +281,7 @@ def decode_image(path: Path, data: bytes, mode: str | None = None) -> np.ndarray
 def index_shard(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Member]]:
     """Return, by the name of each image of a shard, the places of its files by suffix.
 
-    Args:
-        path: the shard.
-        needed: suffixes that every image must have.
+    Every image must have the ``needed`` suffixes.
     """
     found: dict[str, dict[str, Member]] = {}
     checksums: dict[str, dict[str, int]] = {}

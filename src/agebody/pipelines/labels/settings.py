@@ -27,12 +27,7 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
     """Return how bodies are fitted as JSON values, which are equal for equal settings in any process.
 
     Arrays, layers and priors are represented by the SHA-256 of their contents, missing options by their
-    defaults.
-
-    Args:
-        body: the layer.
-        layout: layout of the keypoints; None: the layout of each file.
-        options: options of `fit_annotations` and `fit_keypoints`.
+    defaults. No layout is that of each file.
     """
     known = {
         name: parameter.default

@@ -78,16 +78,7 @@ def view_bodies(
     layout: KeypointLayout,
     colors: Sequence[int] = (),
 ) -> Bodies:
-    """Draw and project people in camera space.
-
-    Args:
-        body: their body.
-        people: N people.
-        lens: a camera without rotation and translation.
-        size: width and height of the picture [pixels].
-        layout: layout of the keypoints.
-        colors: index into the palette per person; in turn by default.
-    """
+    """Draw and project people in camera space; colours of the palette are in turn by default."""
     lens = lens.to("cpu", torch.float64)
     vertices = pose_bodies(body, people)
     shades = [PALETTE[i % len(PALETTE)] for i in (colors or range(len(vertices)))]

@@ -49,12 +49,7 @@ def make_scene(photo: Photo, numbers: Sequence[int], body: BodyModel, options: O
     """Make all that is released of one photograph, before it is written.
 
     What is hidden depends on boxes, masks and the bodies that are released, never on pixel values.
-
-    Args:
-        photo: people in the order of the release.
-        numbers: one per person; a body's colour follows from its number.
-        body: the body of the fits.
-        options: how the release is made.
+    There is a number per person, which gives a body its colour.
     """
     lens = photo.camera._replace(rotation=None, translation=None)
     colors = [

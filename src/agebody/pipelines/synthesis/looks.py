@@ -30,11 +30,7 @@ _BARE = 0.03
 
 
 class Wardrobe:
-    """What covers each vertex of a body.
-
-    Args:
-        asset: the body.
-    """
+    """What covers each vertex of a body."""
 
     def __init__(self, asset: BodyAsset) -> None:
         names = asset.joint_names

@@ -39,12 +39,7 @@ class View(NamedTuple):
 
 
 class Studio:
-    """The constants of all images of a body: its faces, clothes and parts.
-
-    Args:
-        body: the layer.
-        recipe: what the images show.
-    """
+    """The constants of all images of a body: its faces, clothes and parts."""
 
     def __init__(self, body: BodyModel, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -64,14 +59,7 @@ class Studio:
         camera: Camera,
         rng: np.random.Generator,
     ) -> View:
-        """Draw people in front of a background.
-
-        Args:
-            vertices: of each person, in camera coordinates [m].
-            keypoints: of each person [pixels].
-            camera: the camera.
-            rng: what is random.
-        """
+        """Draw people, whose vertices are in camera coordinates [m], before a background."""
         size = width, height = self.recipe.size
         people = len(vertices)
         colors = [self.wardrobe.dress(rng) for _ in range(people)]

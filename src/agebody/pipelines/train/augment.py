@@ -88,12 +88,7 @@ them; after the crops of HMR2."""
 
 
 def draw_augmentation(augmentation: Augmentation, seeds: Sequence[Sequence[int]]) -> Draw:
-    """Draw the augmentation of each person from a seed of its own.
-
-    Args:
-        augmentation: how much.
-        seeds: one sequence of numbers, 0 or more, per person.
-    """
+    """Draw the augmentation of each person from a seed of its own: numbers, 0 or more."""
     a, rows = augmentation, []
     for seed in seeds:
         rng = np.random.default_rng(list(seed))
