@@ -176,7 +176,7 @@ def test_rows_are_the_product_with_the_direction(body, correctives):
     faces, shares, along = surface_points(body)
     jacobian_of = SurfaceJacobian(body)
     whole = jacobian_of(*given, faces, shares, correctives=correctives)
-    found = jacobian_of.rows(*given, faces, shares, along=along, correctives=correctives)
+    found = jacobian_of.rows(jacobian_of.posed(*given, correctives=correctives), faces, shares, along=along)
     torch.testing.assert_close(found.points, whole.points, **EXACT)
     pull = lambda part: torch.einsum("bsx,bsx...->bs...", along, part)  # noqa: E731
     split = BodyParameters.from_vector(found.rows, body)
@@ -294,12 +294,9 @@ def test_float32_is_as_exact_as_its_numbers(mannequin_asset):
     found = KeypointJacobian(single, "openpose25")(*rounded)
     assert found.pose.dtype == torch.float32
     torch.testing.assert_close(found, KeypointJacobian(double, "openpose25")(*given), **close)
-    rows = SurfaceJacobian(single).rows(
-        *rounded, faces=faces, barycentric=shares.float(), along=along.float()
-    )
-    torch.testing.assert_close(
-        rows, SurfaceJacobian(double).rows(*given, faces, shares, along=along), **close
-    )
+    surface, exact = SurfaceJacobian(single), SurfaceJacobian(double)
+    rows = surface.rows(surface.posed(*rounded), faces=faces, barycentric=shares.float(), along=along.float())
+    torch.testing.assert_close(rows, exact.rows(exact.posed(*given), faces, shares, along=along), **close)
 
 
 def test_repeats_to_the_bit_and_does_not_depend_on_neighbours(mannequin_asset):
@@ -328,10 +325,12 @@ def test_no_points(batch, count):
     body = RANDOM_BODIES["scaled correctives"]()
     given = arguments(body, batch=batch)
     faces, shares, along = surface_points(body, batch, count)
-    found = SurfaceJacobian(body)(*given, faces, shares)
+    surface = SurfaceJacobian(body)
+    found = surface(*given, faces, shares)
     assert found.pose.shape == (batch, count, 3, 4, 3)
     assert found.betas.shape == (batch, count, 3, 3)
-    assert SurfaceJacobian(body).rows(*given, faces, shares, along=along).rows.shape == (batch, count, 19)
+    rows = surface.rows(surface.posed(*given), faces, shares, along=along).rows
+    assert rows.shape == (batch, count, 19)
 
 
 @pytest.mark.parametrize("make", [lambda body: KeypointJacobian(body, "smpl24"), SurfaceJacobian])

@@ -258,30 +258,6 @@ class SurfaceJacobian(_Derivatives):
         posed = self.posed(pose, betas, age_offset, transl, correctives=correctives)
         return self._find(posed, corners, shares, axes)
 
-    def rows(
-        self,
-        pose: Float[Tensor, "B J 3"],
-        betas: Float[Tensor, "B N"],
-        age_offset: Float[Tensor, " B"],
-        transl: Float[Tensor, "B 3"],
-        faces: Int[Tensor, "B S"] | None = None,
-        barycentric: Float[Tensor, "B S 3"] | None = None,
-        *,
-        along: Float[Tensor, "B S 3"],
-        vertices: Int[Tensor, "B S"] | None = None,
-        correctives: bool = True,
-    ) -> SurfaceRows:
-        """Return points, and the derivative of each along its own direction, as in point-to-plane distances.
-
-        The product of ``along`` with the derivatives of `forward`, in a third of the time and memory.
-
-        Args:
-            pose, betas, age_offset, transl, faces, barycentric, vertices, correctives: as in `forward`.
-            along: direction of each point, a constant.
-        """
-        posed = self.posed(pose, betas, age_offset, transl, correctives=correctives)
-        return self.rows_of(posed, faces, barycentric, along=along, vertices=vertices)
-
     def posed(
         self,
         pose: Float[Tensor, "B J 3"] | Turns,
@@ -303,7 +279,7 @@ class SurfaceJacobian(_Derivatives):
             rest = rest.unflatten(1, (-1, 3))
             return PosedSurface(motion, frame_moves, rest, betas.shape[-1], age_offset, transl)
 
-    def rows_of(
+    def rows(
         self,
         posed: PosedSurface,
         faces: Int[Tensor, "B S"] | None = None,
@@ -312,7 +288,15 @@ class SurfaceJacobian(_Derivatives):
         along: Float[Tensor, "B S 3"],
         vertices: Int[Tensor, "B S"] | None = None,
     ) -> SurfaceRows:
-        """Return the `rows` of posed bodies, for several sets of points."""
+        """Return points, and the derivative of each along its own direction, as in point-to-plane distances.
+
+        The product of ``along`` with the derivatives of `forward`, in a third of the time and memory.
+
+        Args:
+            posed: bodies of `posed`, which may serve several sets of points.
+            faces, barycentric, vertices: as in `forward`.
+            along: direction of each point, a constant.
+        """
         corners, shares = self._corners(faces, barycentric, vertices, along)
         found = self._find(posed, corners, shares, along[:, :, None])
         by_transl = along * found.transl[..., None]

@@ -211,7 +211,7 @@ class _SurfaceTerm:
         along = differences / torch.where(length == 0, 1, length)[..., None]
         cost, robust = robust_weights(length.square(), self.robust, self.robust_scale)
         posed = state.posed(self.surface)
-        rows = self.surface.rows_of(posed, faces, barycentric, along=along, vertices=vertices).rows
+        rows = self.surface.rows(posed, faces, barycentric, along=along, vertices=vertices).rows
         root = torch.sqrt(weights * robust)
         jacobian = (root[..., None] * rows).index_select(-1, state.free.columns)
         return state.block(root * length, jacobian, (weights * cost).sum(1) / 2)
@@ -363,7 +363,7 @@ class SelfIntersection:
         gradient = cost.new_zeros(len(cost), state.free.size)
         if len(moving):
             where, posed = moving.expand(len(cost), -1), state.posed(self.surface)
-            gradient = self.surface.rows_of(posed, along=by_vertex[:, moving], vertices=where).rows.sum(1)
+            gradient = self.surface.rows(posed, along=by_vertex[:, moving], vertices=where).rows.sum(1)
         root = torch.sqrt(2 * cost)[:, None]
         row = torch.where(root > 0, gradient / torch.where(root > 0, root, 1), 0)
         return state.block(root, row[:, None].index_select(-1, state.free.columns), cost)
