@@ -48,6 +48,8 @@ class SMPLA(BodyModel):
     forward kinematics is linear in them.
     """
 
+    _of_every_age = True
+
     def __init__(
         self,
         asset: BodyAsset | str | os.PathLike[str],
@@ -84,9 +86,6 @@ class SMPLA(BodyModel):
             num_betas = min(self.num_betas, infant.num_betas)
             self.infant = SMIL(infant, **{**options, "num_betas": num_betas})
 
-    def _age_anchors(self) -> tuple[float, ...]:
-        return tuple(self.asset.age_offsets.tolist())
-
     def _person(
         self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None
     ) -> Person:
@@ -106,6 +105,7 @@ class _OfEveryAge(BodyModel):
     """A body of one family, of every age if its asset has age templates."""
 
     _kind = ""
+    _of_every_age = True
 
     def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
         """Options as in `BodyModel`."""
@@ -116,9 +116,6 @@ class _OfEveryAge(BodyModel):
                 f"asset: {asset.metadata.name!r} is {found}; {type(self).__name__} needs {FILES[self._kind]}"
             )
         super().__init__(asset, **options)
-
-    def _age_anchors(self) -> tuple[float, ...]:
-        return tuple(self.asset.age_offsets.tolist())
 
 
 class SMPLH(_OfEveryAge):

@@ -156,6 +156,8 @@ class BodyModel(nn.Module):
     backend: Literal["torch", "warp"]
     infant_corrective_scale: float = 1.0
     """Factor of the pose blend shapes at age offset 1, linear from 1 at 0."""
+    _of_every_age = False
+    """Whether the layer has the ages of its asset."""
     identity: RestJoints
     tree: KinematicTree | WarpTree
     surface: PosedSurface | WarpSurface
@@ -187,7 +189,7 @@ class BodyModel(nn.Module):
         self.pose_format: PoseFormat = pose_format
         self._requested_backend: BackendName = backend
         self.corrective_dtype = corrective_dtype
-        self.age_anchors: tuple[float, ...] = self._age_anchors()
+        self.age_anchors: tuple[float, ...] = tuple(asset.age_offsets.tolist()) if self._of_every_age else ()
         self._contour_points: KeypointLayout | None = None
         self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
         self._pack(dtype, torch.empty(0, device=device).device)
@@ -196,9 +198,6 @@ class BodyModel(nn.Module):
     def num_coefficients(self) -> int:
         """Number of shape and expression coefficients: what `BodyParameters.betas` holds."""
         return self.num_betas + self.num_expression
-
-    def _age_anchors(self) -> tuple[float, ...]:
-        return ()
 
     @building()
     def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
