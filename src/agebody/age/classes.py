@@ -132,11 +132,9 @@ def parse_ages(
     """
     names = ", ".join(kind.name for kind in AGE_CLASSES)
     parsed = {
-        "age_offset": _parse("age_offset", age_offset, _offset, "a finite number"),
-        "age_months": _parse(
-            "age_months", age_months, _months, f"a number from 0 to below {12 * MAX_YEARS:g}"
-        ),
-        "years": _parse("years", years, _years, f"a number from 0 to below {MAX_YEARS:g}"),
+        "age_offset": _parse("age_offset", age_offset, _number, "a finite number"),
+        "age_months": _parse_ages("age_months", age_months, 12 * MAX_YEARS),
+        "years": _parse_ages("years", years, MAX_YEARS),
         "age_class": _parse("age_class", age_class, _class_index, f"{names} or 0 to {len(AGE_CLASSES) - 1}"),
     }
     shape = np.broadcast_shapes(*(part.shape for part in parsed.values())) if shape is None else shape
@@ -172,6 +170,13 @@ def _parse(
     return found.reshape(array.shape)
 
 
+def _parse_ages(name: str, values: Any, below: float) -> Float[np.ndarray, "*people"]:
+    def read(value: Any) -> float | None:
+        return float(value) if is_number(value) and 0 <= value < below else None
+
+    return _parse(name, values, read, f"a number from 0 to below {below:g}")
+
+
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite real number that a float64 holds; booleans are not numbers."""
     try:
@@ -180,16 +185,8 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def _offset(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
-
-
-def _years(value: Any) -> float | None:
-    return float(value) if is_number(value) and 0 <= value < MAX_YEARS else None
-
-
-def _months(value: Any) -> float | None:
-    return float(value) if is_number(value) and 0 <= value < 12 * MAX_YEARS else None
 
 
 def _class_index(value: Any) -> float | None:
