@@ -69,7 +69,7 @@ def depth_layer_loss(
     known = layer >= 0
     weights = known if weights is None else weights * known
     depth = apply_mask(depth, weights)
-    apart, layers = _differences(depth), _differences(layer)
+    apart, layers = differences(depth), differences(layer)
     ordered = layers.sign() * apart
     equal = apart.abs() if form == "metric-aware" else apart.square()
     terms = torch.where(layers == 0, equal, -functional.logsigmoid(ordered))
@@ -105,7 +105,7 @@ def relative_metric_loss(
     """
     expect("pred", pred, None)
     pred, target, weights = expect_pair(pred, target, weights)
-    apart, expected = _differences(apply_mask(pred, weights)), _differences(apply_mask(target, weights))
+    apart, expected = differences(apply_mask(pred, weights)), differences(apply_mask(target, weights))
     # NaN is no large distance: the pair counts, so that NaN in a target shows.
     pairs = _pair_weights(weights, image, pred) * ~(expected.abs() > max_distance)
     return reduce(torch.log1p((apart - expected).abs()), pairs, reduction)
@@ -135,7 +135,7 @@ def fov_loss(
     return reduce(torch.where(difference > 0, over_weight * terms, terms), weights, reduction)
 
 
-def _differences(values: Shaped[Tensor, "*batch P"]) -> Shaped[Tensor, "*batch P P"]:
+def differences(values: Shaped[Tensor, "*batch P"]) -> Shaped[Tensor, "*batch P P"]:
     """Return ``values_j - values_i`` at (i, j)."""
     if not values.is_floating_point():
         values = values.long()  # differences of unsigned ones would wrap

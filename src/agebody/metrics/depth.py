@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agebody.age import AGE_CLASSES
 from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor
+from agebody.losses.depth import differences
 from agebody.metrics.record import Errors, decided, metric
 
 MISS_PENALTY = 0.3
@@ -74,12 +75,9 @@ def depth_relations(
     if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
         there = there & (target >= 0)
     depth, layer = torch.where(there, pred, 0), torch.where(there, target, 0)
-    layer = layer if layer.is_floating_point() else layer.long()  # differences of unsigned ones would wrap
-    closer = depth[..., :, None] - depth[..., None, :]
-    order = layer[..., :, None] - layer[..., None, :]
-    equal, before = order.abs() <= same_layer, order < 0
-    turned = torch.where(before, -closer, closer)
-    right = decided(torch.where(equal, closer.abs() < threshold, turned > threshold), closer)
+    farther, order = differences(depth), differences(layer)
+    in_order = torch.where(order > 0, farther, -farther) > threshold
+    right = decided(torch.where(order.abs() <= same_layer, farther.abs() < threshold, in_order), farther)
     people = pred.shape[-1]
     above = torch.ones(people, people, dtype=torch.bool, device=pred.device).triu(1)
     pairs = there[..., :, None] & there[..., None, :] & above
