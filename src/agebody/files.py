@@ -73,7 +73,7 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
     if is_stored(path):
         if not overwrite and path.exists():
             _refuse_existing(path)
-        with tempfile.TemporaryDirectory() as folder, naming(path):
+        with tempfile.TemporaryDirectory() as folder, as_os_error(path):
             temporary = Path(folder) / path.name
             yield temporary
             path.fs.pipe_file(path.path, temporary.read_bytes())
@@ -85,7 +85,7 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
     if target.exists() and not overwrite:
         _refuse_existing(path)
     suffix = target.suffix if len(os.fsencode(target.suffix)) < 20 else ""
-    with naming(path), _temporary(target.parent, path, suffix=suffix) as temporary:
+    with as_os_error(path), _temporary(target.parent, path, suffix=suffix) as temporary:
         mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         if private and not target.exists():
             mode = 0o600
@@ -118,7 +118,7 @@ def replacing_folder(path: AnyPath, *, check: Callable[[Path], None]) -> Iterato
     target = Path(os.path.realpath(path))
     _check_replaceable(target, check)
     _check_parent(target, path)
-    with naming(path), _temporary(target.parent, path, folder=True) as temporary:
+    with as_os_error(path), _temporary(target.parent, path, folder=True) as temporary:
         yield temporary
         _sync(temporary)
         if _check_replaceable(target, check):
@@ -149,7 +149,7 @@ def replacing_files(
         OSError: a file cannot be written.
     """
     target = Path(os.path.realpath(folder))
-    with naming(folder), _temporary(target, folder, folder=True) as temporary:
+    with as_os_error(folder), _temporary(target, folder, folder=True) as temporary:
         yield temporary
         _sync(temporary)
         with _locking(target):
@@ -203,7 +203,7 @@ def make_folder(path: AnyPath) -> Path:
         reason = "a file of that name exists" if isinstance(error, FileExistsError) else error.strerror
         raise OSError(error.errno, f"cannot write in this folder ({reason})", str(path)) from None
     remove_leftovers(folder)
-    with naming(folder), _temporary(folder, folder):
+    with as_os_error(folder), _temporary(folder, folder):
         return folder
 
 
@@ -275,7 +275,7 @@ def save_npz(arrays: Mapping[str, Any], path: AnyPath, *, overwrite: bool = Fals
 def sha256(path: Path) -> tuple[str, int]:
     """Return the SHA-256 of a file as hexadecimal digits, and its number of bytes."""
     digest = hashlib.sha256()
-    with naming(path, "read"), path.open("rb") as stream:
+    with as_os_error(path, "read"), path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
         return digest.hexdigest(), stream.tell()
@@ -364,7 +364,7 @@ def _locking(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: AnyPath, done: str = "written") -> Iterator[None]:
+def as_os_error(path: AnyPath, done: str = "written") -> Iterator[None]:
     """Name ``path`` in errors that name no file, or a temporary one; what stores raise becomes OSError."""
     try:
         yield

@@ -30,7 +30,7 @@ from agebody.annotations.people import (
     unread_ages,
 )
 from agebody.checks import read_count
-from agebody.files import first_line, naming, replacing, replacing_shards
+from agebody.files import as_os_error, first_line, replacing, replacing_shards
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 from agebody.stores import find_paths, to_path
 
@@ -76,7 +76,7 @@ def find_shards(shards: Shards, suffix: str) -> list[Path]:
             raise AnnotationError("shards: expected at least one")
         return found
     path = to_path(shards)
-    with naming(path, "read"):
+    with as_os_error(path, "read"):
         if path.is_dir():
             found = sorted(path.glob(f"[!.]*{suffix}"))
         else:
@@ -253,7 +253,7 @@ def _is_text(kind: Any) -> bool:
 def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
     pyarrow = import_pyarrow()
     options = {"page_checksum_verification": True, "read_dictionary": list(texts)}
-    with naming(path, "read"):
+    with as_os_error(path, "read"):
         try:
             with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
                 return read(file)

@@ -21,7 +21,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import Shards, count_people, find_shards, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import naming, replacing, sha256
+from agebody.files import as_os_error, replacing, sha256
 from agebody.pipelines.jobs.backends import set_metrics, start_workers
 from agebody.pipelines.jobs.cluster import ALL_CPUS, Cluster, check_cluster
 from agebody.pipelines.jobs.schedule import Failed, choose_part, run_jobs
@@ -169,7 +169,7 @@ def _find(
     output: Path, shard: Path, settings: dict[str, Any], overwrite: bool, verify: bool = True
 ) -> ShardRecord | None:
     try:
-        with naming(shard, "read"):
+        with as_os_error(shard, "read"):
             return find_record(output, shard, settings, verify=verify)
     except AnnotationError:
         if not overwrite:
