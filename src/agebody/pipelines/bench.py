@@ -223,10 +223,7 @@ def compare(forward: Callable[..., Tensor], exact: BodyModel, batch: int = 16) -
     sizes = {"num_betas": exact.num_coefficients, "num_joints": exact.num_joints, "device": exact.device}
     given = sample_arguments(batch, **sizes)
     doubled = {name: value.double() for name, value in given.items()}
-
-    def truth(**arguments: Tensor) -> Tensor:
-        return exact(**arguments).vertices
-
+    truth = vertices_of(exact)
     with torch.no_grad():
         difference = float((forward(**given).double() - truth(**doubled)).norm(dim=-1).max())
     if not difference <= VERTEX_TOLERANCE:
@@ -267,12 +264,12 @@ def run_bench(
     body = SMPL(asset, device=device, backend=backend)
     exact = SMPL(asset, device=device, dtype=torch.float64, backend="torch")
     progress("comparing results", 0)
-    compare(_vertices(body), exact)
+    compare(vertices_of(body), exact)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "SMPL_NEUTRAL.pkl"
         export_smpl(asset, file)
         try:
-            peer = _vertices(load_smplx(file, device))
+            peer = vertices_of(load_smplx(file, device))
         except ImportError:
             peer = None
     largest = None
@@ -282,7 +279,7 @@ def run_bench(
             16, num_betas=body.num_coefficients, num_joints=body.num_joints, device=device
         )
         with torch.no_grad():
-            largest = float((_vertices(body)(**given) - peer(**given)).norm(dim=-1).max())
+            largest = float((vertices_of(body)(**given) - peer(**given)).norm(dim=-1).max())
     rows = []
     for i, batch in enumerate(batches):
         progress(f"{batch} bodies", i / len(batches))
@@ -291,7 +288,8 @@ def run_bench(
     return Report(str(device), body.backend, tuple(rows), largest)
 
 
-def _vertices(layer: Callable[..., Any]) -> Callable[..., Tensor]:
+def vertices_of(layer: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return a layer as a function that gives its vertices alone."""
     return lambda **arguments: layer(**arguments).vertices
 
 
@@ -302,7 +300,7 @@ def _rows(
         batch, num_betas=body.num_coefficients, num_joints=body.num_joints, device=body.device
     )
     weights = torch.randn(batch, body.num_vertices, 3, device=body.device)
-    forward, keypoints = _vertices(body), cast(Callable[..., Tensor], body.keypoints)
+    forward, keypoints = vertices_of(body), cast(Callable[..., Tensor], body.keypoints)
     product, products = blend_products(num_coefficients(body), body.num_vertices, batch, device=body.device)
     subjects: dict[str, dict[str, Callable[[], Any] | None]] = {
         "forward": {

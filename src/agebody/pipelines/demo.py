@@ -21,7 +21,7 @@ from agebody.draw.pictures import contact_sheet
 from agebody.files import save_npz
 from agebody.measure import stature
 from agebody.people import pose
-from agebody.pipelines.bench import forward_and_gradient, interleaved
+from agebody.pipelines.bench import forward_and_gradient, interleaved, vertices_of
 
 SPACING = 1.25
 """Distance between neighbours [m]."""
@@ -124,10 +124,7 @@ def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, fl
     """Return the median times of a forward pass, and of what a backward pass adds, for one body [s]."""
     given = {"age_offset": age_offset, "global_orient": full_pose[0], "body_pose": full_pose[1:]}
     weights = age_offset.new_ones(body.num_vertices, 3)
-
-    def forward(**arguments: Tensor) -> Tensor:
-        return body(**arguments).vertices
-
+    forward = vertices_of(body)
     passes = {
         "forward": lambda: forward(**given),
         "both": lambda: forward_and_gradient(forward, given, weights),
