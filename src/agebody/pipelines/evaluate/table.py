@@ -103,9 +103,7 @@ class Ratios:
         """Take the index of each person's image."""
         self.count = int(clusters.max()) + 1
         self.clusters = clusters
-        self._above: list[np.ndarray] = []
-        self._below: list[np.ndarray] = []
-        self._n: list[int] = []
+        self._ratios: list[tuple[np.ndarray, np.ndarray, int]] = []
 
     def add_mean(self, values: np.ndarray, counted: np.ndarray) -> None:
         """Add a mean over the counted people."""
@@ -114,9 +112,7 @@ class Ratios:
 
     def add(self, above: np.ndarray, below: np.ndarray, n: int) -> None:
         """Add a ratio of sums, given per image."""
-        self._above.append(above)
-        self._below.append(below)
-        self._n.append(n)
+        self._ratios.append((above, below, n))
 
     def per_cluster(self, members: np.ndarray) -> np.ndarray:
         """Return the number of these people per image."""
@@ -124,13 +120,14 @@ class Ratios:
 
     def cells(self, intervals: Intervals) -> list[Cell]:
         """Return the cells in the order in which they were added."""
-        above, below = np.stack(self._above, 1), np.stack(self._below, 1)
+        tops, bottoms, numbers = zip(*self._ratios, strict=True)
+        above, below = np.stack(tops, 1), np.stack(bottoms, 1)
         low, high = ratio_intervals(above, below, resamples=intervals.resamples, seed=intervals.seed)
         sums = zip(above.sum(0), below.sum(0), strict=True)
         values = [float(a / b) if b > 0 else math.nan for a, b in sums]
         return [
             Cell(value, float(start), float(end), n)
-            for value, start, end, n in zip(values, low, high, self._n, strict=True)
+            for value, start, end, n in zip(values, low, high, numbers, strict=True)
         ]
 
 

@@ -137,16 +137,14 @@ def write_folder(
             count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
             files += [f"overlays/ ({count} images)"] if count else []
         if video_rate is not None and images is not None:
-            views = {VIDEO: ("", images)} if isinstance(images, Path) else _video_sources(images)
-            for name, (view, path) in views.items():
+            if isinstance(images, Path):
+                views = [(VIDEO, "", images)]
+            else:
+                views = [(_video_name(name), f"{name}/", path) for name, path in images.items()]
+            for name, view, path in views:
                 frames = _read_frames(people, view, path, every, unusable, progress)
                 files += [name] if draw_video(new / name, body, labels, frames, video_rate) else []
     return Written(summary, files, unusable)
-
-
-def _video_sources(images: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
-    """Return by the name of its overlay the folder of a camera's images in labels, and where they are."""
-    return {_video_name(name): (f"{name}/", path) for name, path in images.items()}
 
 
 def _video_name(view: str) -> str:

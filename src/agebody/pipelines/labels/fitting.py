@@ -275,10 +275,6 @@ def as_fit(parameters: BodyParameters, error: Float[Tensor, " N"]) -> Fit:
     return Fit(parameters, FitReport(none == 0, none, none, torch.zeros_like(error), {}), error, error)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
 def _measure(
     body: BodyModel, layout: str | KeypointLayout, parameters: BodyParameters, camera: Camera
 ) -> dict[str, Any]:
@@ -293,7 +289,7 @@ def _measure(
             "depth": joints[:, 0, 2],
             "stature": stature(body.shape(parameters).rest_vertices),
         }
-    return {name: _array(part) for name, part in found.items()}
+    return {name: part.numpy(force=True) for name, part in found.items()}
 
 
 def replace_bodies(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
@@ -306,7 +302,7 @@ def replace_bodies(body: BodyModel, labels: Labels, parameters: BodyParameters, 
 
 def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels:
     """Return people and their bodies as labels without flags."""
-    weights, report, errors = people.weights, fit.report, fit.standard_errors
+    weights, lens, report, errors = people.weights, camera.distortion, fit.report, fit.standard_errors
     if errors is None:
         errors = StandardErrors(*[torch.full_like(fit.error, math.nan)] * 3)
     around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights)).numpy()
@@ -318,24 +314,24 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         image_ids=np.array([people.images[i].name for i in people.image], dtype=str),
         image_sizes=people.image_sizes(),
         **_measure(body, people.layout, fit.parameters, camera),
-        focal=_array(camera.focal),
-        center=_array(camera.center),
-        distortion=np.zeros((len(people), LENS)) if camera.distortion is None else _array(camera.distortion),
+        focal=camera.focal.numpy(force=True),
+        center=camera.center.numpy(force=True),
+        distortion=np.zeros((len(people), LENS)) if lens is None else lens.numpy(force=True),
         observed=np.concatenate((people.keypoints, weights[..., None]), -1),
         boxes=np.where(np.isnan(people.boxes).any(1, keepdims=True), around, people.boxes),
         scores=weights.sum(1) / np.maximum((weights > 0).sum(1), 1),
-        reprojection=_array(fit.error),
-        start_reprojection=_array(fit.start_error),
-        converged=_array(report.converged),
-        iterations=_array(report.iterations),
+        reprojection=fit.error.numpy(force=True),
+        start_reprojection=fit.start_error.numpy(force=True),
+        converged=report.converged.numpy(force=True),
+        iterations=report.iterations.numpy(force=True),
         stop=np.array([Stop(reason).name.lower() for reason in report.stop.tolist()], dtype=str),
-        cost=_array(report.cost),
-        terms={name: _array(cost) for name, cost in report.terms.items()},
+        cost=report.cost.numpy(force=True),
+        terms={name: cost.numpy(force=True) for name, cost in report.terms.items()},
         kept=np.zeros(len(people), dtype=bool),
         age_known=people.ages.known if body.age_anchors else np.ones(len(people), dtype=bool),
         age_class=people.ages.classes(),
-        age_offset_sd=_array(errors.age_offset),
-        stature_sd=_array(errors.stature),
-        depth_sd=_array(errors.depth),
+        age_offset_sd=errors.age_offset.numpy(force=True),
+        stature_sd=errors.stature.numpy(force=True),
+        depth_sd=errors.depth.numpy(force=True),
         track=np.full(len(people), -1) if people.tracks is None else people.tracks,
     )

@@ -88,7 +88,7 @@ def _feed(update: Any, name: str, value: Any) -> None:
         update(f"{value.dtype.str}{value.shape}".encode())
         update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, torch.Tensor):
-        _feed(update, name, value.detach().cpu().numpy())
+        _feed(update, name, value.numpy(force=True))
     elif scipy.sparse.issparse(value):
         _feed(update, name, tuple(scipy.sparse.find(value)) + tuple(value.shape))
     elif isinstance(value, nn.Module):

@@ -208,17 +208,13 @@ def _labels(
     body: BodyModel, people: People, layout: str, ids: np.ndarray, names: np.ndarray
 ) -> tuple[Labels, Tensor]:
     """Return the labels of people, all keypoints with weight 1, and their vertices."""
-
-    def array(tensor: Tensor) -> np.ndarray:
-        return tensor.detach().cpu().numpy()
-
     parameters, camera = people.parameters, people.camera.map(Tensor.double)
     with torch.no_grad():
         batches = map(BodyParameters._make, zip(*(part.split(_BATCH) for part in parameters), strict=True))
         vertices = torch.cat([body(part).vertices for part in batches])
-        keypoints = array(camera.project(body.keypoints(layout, parameters).double()).pixels)
-        outline = array(camera.project(vertices.double()).pixels)
-    sizes, count = array(people.size).astype(int), len(ids)
+        keypoints = camera.project(body.keypoints(layout, parameters).double()).pixels.numpy(force=True)
+        outline = camera.project(vertices.double()).pixels.numpy(force=True)
+    sizes, count = people.size.numpy(force=True).astype(int), len(ids)
     images, image = np.unique(names, return_inverse=True)
     observed = Observed(
         Path(),
