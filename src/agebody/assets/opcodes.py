@@ -205,20 +205,20 @@ class Machine:
                 items = self._since_mark()
                 self._set_items(items)
             case "GLOBAL":
-                stack.append(self._admitted(arg))
+                stack.append(self._or_foreign(Global, _admitted, arg))
             case "STACK_GLOBAL":
                 attribute, module = self._pop(), self._pop()
                 if not (isinstance(attribute, str) and isinstance(module, str)):
                     raise AssetError("damaged pickle (a name is missing); download the file again")
-                stack.append(self._admitted(f"{module} {attribute}"))
+                stack.append(self._or_foreign(Global, _admitted, f"{module} {attribute}"))
             case "BINPERSID":
                 stack.append(self._storage(self._pop()))
             case "REDUCE":
                 args, function = self._pop(), self._pop()
-                stack.append(self._made(_reduce, function, args))
+                stack.append(self._or_foreign(Record, _reduce, function, args))
             case "NEWOBJ":
                 args, cls = self._pop(), self._pop()
-                stack.append(self._made(_new, cls, args == ()))
+                stack.append(self._or_foreign(Record, _new, cls, args == ()))
             case "NEWOBJ_EX" if self.lenient:
                 for _ in range(3):
                     self._pop()
@@ -236,21 +236,14 @@ class Machine:
                 why = _REFUSED.get(name, f"uses {name}, which no body file needs; it was not opened")
                 raise AssetError(f"the pickle {why}")
 
-    def _admitted(self, name: str) -> Global:
-        try:
-            return _admitted(name)
-        except AssetError:
-            if not self.lenient:
-                raise
-            return Global("foreign")
-
-    def _made(self, make: Callable[..., Any], *args: Any) -> Any:
+    def _or_foreign(self, kind: type[Global | Record], make: Callable[..., Any], *args: Any) -> Any:
+        """Return what ``make`` returns; what it refuses is foreign, if the machine is lenient."""
         try:
             return make(*args)
         except AssetError:
             if not self.lenient:
                 raise
-            return Record("foreign")
+            return kind("foreign")
 
     def _storage(self, name: Any) -> Record:
         """Return the storage that a tensor of a torch file names."""
