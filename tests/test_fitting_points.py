@@ -217,6 +217,9 @@ def test_known_values_are_fixed(mannequin):
     known = ~ages.isnan()
     assert torch.equal(some.parameters.age_offset[known], ages[known])
     assert some.parameters.age_offset.isfinite().all()
+    double = agebody.SMPLA(mannequin.asset, dtype=torch.float64)
+    exact = fit_points(double, double().joints[None], age_offset=0.3, max_iterations=0)
+    assert exact.parameters.age_offset.item() == 0.3
 
 
 def test_leading_dimensions_and_chunks(mannequin):

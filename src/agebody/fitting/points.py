@@ -280,7 +280,7 @@ def _read(
     try:
         known_betas = None if betas is None else flat(expect("betas", betas, body.num_coefficients), 1)
         known_age = torch.nan if age_offset is None else age_offset
-        known_age = flat(torch.as_tensor(known_age, device=body.device), 0)
+        known_age = flat(torch.as_tensor(known_age, dtype=body.dtype, device=body.device), 0)
     except RuntimeError:
         raise ValueError(
             f"betas, age_offset: expected leading dimensions that broadcast to {tuple(batch)}"
