@@ -10,6 +10,7 @@ import bodies
 import numpy as np
 import pytest
 import torch
+from model_files import small_smplx
 
 import agebody
 from agebody.age import AgeCurve, median_stature, percentile
@@ -219,3 +220,38 @@ def test_values_of_no_meaning_are_refused(mannequin_asset, unchecked):
     for ages in ((0, 240), torch.tensor([240.0])):
         with pytest.raises(ValueError, match="ages: expected .* from 0 to below 130 years"):
             random_people(agebody.SMPLA(mannequin_asset), 1, ages=ages)
+
+
+NEEDED = {"layout": "smpl24", "size": (64, 48), "kind": "contact", "direction": "camera_to_world"}
+
+
+def _with_tensors() -> Iterator[Any]:
+    """Functions, their arguments that are tensors, and values for the others that they need."""
+    for path, function in [each for module in MODULES if module != "optim" for each in _callables(module)]:
+        every = inspect.signature(function).parameters.values()
+        needed = [
+            p for p in every if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        kinds = {p.name: str(p.annotation) for p in needed}
+        tensors = [name for name, kind in kinds.items() if "Tensor" in kind and "ndarray" not in kind]
+        if tensors and not hasattr(function, "__dataclass_fields__"):
+            others = {
+                name: GOOD.get(kind.rpartition(".")[2].strip("'"), NEEDED.get(name, 1))
+                for name, kind in kinds.items()
+            }
+            yield pytest.param(function, tensors, others, id=path)
+
+
+@pytest.mark.parametrize(("function", "tensors", "others"), list(_with_tensors()))
+def test_lists_are_no_tensors(function, tensors, others, unchecked):
+    with pytest.raises((TypeError, ValueError), match=f"^({'|'.join(others)}).*: expected"):
+        function(**others | {name: [[0.0, 0.0, 0.0]] for name in tensors})
+
+
+@pytest.mark.parametrize(
+    "name", ["betas", "body_pose", "global_orient", "transl", "age_offset", "expression"]
+)
+def test_lists_are_no_inputs_of_a_layer(name, unchecked):
+    for body in (GOOD["BodyModel"], agebody.SMPLX(small_smplx())):
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
+            body(**{name: [0.0] * 10})

@@ -477,10 +477,11 @@ class BodyModel(nn.Module):
 
     def _coefficients(self, betas: Tensor | None, expression: Tensor | None) -> Tensor:
         """Return betas and expression in one tensor, (*batch, num_coefficients)."""
-        joined = betas is not None and betas.shape[-1:] == (self.num_coefficients,)
+        joined = isinstance(betas, Tensor) and betas.shape[-1:] == (self.num_coefficients,)
         if expression is None and (joined or not self.num_expression):
             return read_tensor("betas", betas, (self.num_coefficients,), self._like)
-        if not self.num_expression and expression is not None and expression.shape[-1:] != (0,):
+        empty = isinstance(expression, Tensor) and expression.shape[-1:] == (0,)
+        if not (self.num_expression or expression is None or empty):
             raise ValueError(
                 f"expression: {type(self).__name__} was made without expressions; use SMPLX, or "
                 "num_expression=... of a body that has them"

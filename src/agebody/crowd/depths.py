@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import expect
+from agebody.checks import expect, expect_tensor
 from agebody.mesh.closest import visible_vertices
 
 WHISKERS = 1.5
@@ -100,7 +100,7 @@ def surface_depth(
         vertices: in camera coordinates, in front of the camera [m].
         faces: counter-clockwise from outside.
     """
-    seen = visible_vertices(vertices, faces, vertices.new_zeros(3))
+    seen = visible_vertices(vertices, faces, expect_tensor("vertices", vertices).new_zeros(3))
     corners = vertices[..., faces.long(), :]
     plane = corners[..., :2] / corners[..., 2:]
     first, second = plane[..., 1, :] - plane[..., 0, :], plane[..., 2, :] - plane[..., 0, :]

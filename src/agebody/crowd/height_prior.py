@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
 from agebody.age.values import MAX_YEARS, TALLEST
-from agebody.checks import expect, expect_labels, expect_values
+from agebody.checks import expect, expect_labels, expect_tensor, expect_values
 
 
 class HeightClass(NamedTuple):
@@ -53,6 +53,7 @@ class HeightPrior(NamedTuple):
             classes: index per person.
             dtype: of the prior; torch's default if None.
         """
+        expect_tensor("classes", classes)
         last = len(HEIGHT_CLASSES) - 1
         expect_values(classes=((classes >= 0) & (classes <= last), f"indices from 0 to {last}"))
         dtype = torch.get_default_dtype() if dtype is None else dtype

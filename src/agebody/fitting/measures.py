@@ -140,8 +140,8 @@ class _Problem:
         if age_offset is not None and not body.age_anchors:
             raise ValueError("age_offset: this body has one age")
         read_positive("sd", sd, "a length", " [m]")
-        if not targets:
-            raise ValueError("targets: expected at least one measurement, got none")
+        if not isinstance(targets, Mapping) or not targets:
+            raise ValueError(f"targets: expected at least one measurement by its name, got {targets!r}")
         definitions = MEASUREMENTS if definitions is None else definitions
         weights = {} if weights is None else weights
         for argument, given, known in (("targets", targets, definitions), ("weights", weights, targets)):

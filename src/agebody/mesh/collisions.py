@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, expect_asset
-from agebody.checks import expect_integers, flatten, read_count
+from agebody.checks import expect_integers, expect_tensor, flatten, read_count
 from agebody.engine.backend import BackendName
 from agebody.engine.trees import unflatten
 from agebody.mesh.search import check_mesh, expect_ids
@@ -74,8 +74,9 @@ class Exclusions:
     @classmethod
     def of_pairs(cls, pairs: Int[Tensor, "*batch 2"], num_faces: int) -> Exclusions:
         """Make exclusions from pairs of faces, such as the collisions of another pose; -1 is ignored."""
-        parts = torch.zeros(num_faces, dtype=torch.int32, device=pairs.device)
-        return cls.of_parts(parts, torch.zeros(1, 1, dtype=torch.bool, device=pairs.device)).and_pairs(pairs)
+        device = expect_tensor("pairs", pairs).device
+        parts = torch.zeros(num_faces, dtype=torch.int32, device=device)
+        return cls.of_parts(parts, torch.zeros(1, 1, dtype=torch.bool, device=device)).and_pairs(pairs)
 
     @classmethod
     def of_body(

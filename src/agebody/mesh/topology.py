@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import PathLike, Unread, is_path, naming, read_raw, to_array
-from agebody.checks import expect, expect_values
+from agebody.checks import expect, expect_tensor, expect_values
 from agebody.engine.backend import BackendName
 from agebody.files import save_npz
 from agebody.mesh.closest import closest_points, interpolate
@@ -100,7 +100,7 @@ class TopologyMap:
         Raises:
             ValueError: the target does not lie on the source.
         """
-        expect_values(target=(target.isfinite(), "finite numbers"))
+        expect_values(target=(expect_tensor("target", target).isfinite(), "finite numbers"))
         near = closest_points(target, source, faces, backend=backend)
         away, extent = near.distance.median(), (source.amax(-2) - source.amin(-2)).max()
         if away > MAX_AWAY * extent:

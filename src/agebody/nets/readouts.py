@@ -38,6 +38,8 @@ class ReadoutHead(nn.Module):
 
     def __init__(self, readouts: Mapping[str, Tensor | int], condition: int = 0) -> None:
         super().__init__()
+        if not isinstance(readouts, Mapping):
+            raise TypeError(f"readouts: expected starts or sizes by name, got {type(readouts).__name__}")
         for name, value in readouts.items():
             if not name.isidentifier() or not (
                 isinstance(value, Tensor) or (type(value) is int and value >= 0)
