@@ -113,6 +113,18 @@ def test_of_doubles_the_best_is_kept_and_neighbours_stay(tmp_path):
     assert people.left_out == (("the same person again", 1),)
 
 
+def test_halves_of_a_person_are_joined_and_people_who_touch_stay():
+    """One detection has the arms, the other the legs; boxes of networks are of the whole person."""
+    upper, lower = person(60, 120), person(60, 121, score=0.8)
+    upper.keypoints[:, 11:] += [25, -30, -0.65]
+    lower.keypoints[:, 5:11] += [-25, 40, -0.65]
+    near = person(80, 120, score=0.7)
+    near.boxes[:] += [0, 0, 15, 0]
+    found = Detections.join([lower, upper, near]).merged(COCO)
+    assert found.scores.tolist() == [0.9, 0.7]
+    np.testing.assert_array_equal(found.keypoints[0], upper.keypoints[0])
+
+
 def test_keypoints_find_their_layout_by_name(tmp_path):
     save_photo(tmp_path / "a.png")
     detector = Fixed(person(80, 120))
@@ -503,6 +515,17 @@ def test_wrong_ways_to_detect_are_one_line(tmp_path, photos, arguments, problem)
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert problem in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_a_detector_is_not_for_files_of_keypoints(tmp_path, command):
+    (tmp_path / "people.json").write_text("[]")
+    (tmp_path / "net.ckpt").write_text("")
+    weights = ("--checkpoint", tmp_path / "net.ckpt") if command == "predict" else ()
+    result = run(command, tmp_path / "people.json", "--detector", "rtmlib", *weights, "-o", tmp_path / "out")
+    (line,) = result.stderr.splitlines()
+    assert "--detector: it finds people in photographs and videos, not in people.json" in line
     assert not (tmp_path / "out").exists()
 
 

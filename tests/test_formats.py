@@ -783,6 +783,16 @@ def test_invalid_input_is_named_in_one_line(folder, name):
     assert "\n" not in text
 
 
+def test_people_without_an_image_are_not_of_one(tmp_path):
+    """COCO's results that have lost their images look as OpenPifPaf's people of one image."""
+    people = [{"keypoints": flat(xyc(17)), "bbox": [10, 20, 30, 40], "score": 0.9, "category_id": 1}]
+    write(tmp_path, people, "results.json")
+    with pytest.raises(AnnotationError, match=r"image_id: missing; OpenPifPaf's .* NAME.predictions.json"):
+        read_people(tmp_path / "results.json", size=(200, 100))
+    write(tmp_path, people, "a.png.predictions.json")
+    assert len(read_people(tmp_path / "a.png.predictions.json", size=(200, 100))) == 1
+
+
 FIELDS = [
     "id",
     "image_id",

@@ -28,28 +28,20 @@ def leave_out_duplicates(found: People) -> People:
     again = np.zeros(len(found), dtype=bool)
     order = np.lexsort((-scores, found.image))
     for rows in np.split(order, np.flatnonzero(np.diff(found.image[order])) + 1):
-        again[rows] = find_duplicates(found.keypoints[rows], found.weights[rows] > 0, sigmas)
+        points, seen = found.keypoints[rows], found.weights[rows] > 0
+        again[rows] = find_duplicates(similarities(points, points, seen, seen, sigmas) > SAME_PERSON)
     return leave_out(found, again, "the same person again")
 
 
-def find_duplicates(
-    points: Float[np.ndarray, "N K 2"],
-    seen: Bool[np.ndarray, "N K"],
-    sigmas: Sequence[float],
-    same: float = SAME_PERSON,
-) -> Bool[np.ndarray, " N"]:
-    """Return which detections of one image, ordered from the best, are duplicates of a better one.
+def find_duplicates(same: Bool[np.ndarray, "N N"]) -> Bool[np.ndarray, " N"]:
+    """Return which detections of one image are of a person whom a better one that is kept has.
 
     Args:
-        points: keypoints [pixels].
-        seen: which of them count.
-        sigmas: standard deviation of each keypoint, as of `oks_sigmas`.
-        same: object keypoint similarity above which two are one person.
+        same: which two are one person; the detections are ordered from the best.
     """
-    again = np.zeros(len(points), dtype=bool)
-    for i in range(1, len(points)):
-        (similar,) = similarities(points[i : i + 1], points[:i], seen[i : i + 1], seen[:i], sigmas)
-        again[i] = (similar[~again[:i]] > same).any()
+    again = np.zeros(len(same), dtype=bool)
+    for i, row in enumerate(same):
+        again[i] = (row[:i] & ~again[:i]).any()
     return again
 
 
@@ -60,17 +52,21 @@ def similarities(
     other_seen: Bool[np.ndarray, "M K"],
     sigmas: Sequence[float],
     shifts: Float[np.ndarray, "N M 2"] | None = None,
+    *,
+    shared: bool = False,
 ) -> Float[np.ndarray, "N M"]:
     """Return the object keypoint similarity of detections, in units of the larger of both people.
 
-    Points that only one of both has count as different. The ones are moved by ``shifts`` to the others.
+    Points that only one of both has count as different, or not if ``shared``. The ones are moved by
+    ``shifts`` to the others.
     """
     spread = 2 * np.array(sigmas)
     area = [_areas(one, seen)[:, None], _areas(other, other_seen)]
     moved = one[:, None] if shifts is None else one[:, None] + shifts[:, :, None]
     squares = np.square(moved - other).sum(-1)
     scale = 2 * np.maximum(*area)[..., None] * spread**2 + np.spacing(1)
-    both, either = seen[:, None] & other_seen, seen[:, None] | other_seen
+    both = seen[:, None] & other_seen
+    either = both if shared else seen[:, None] | other_seen
     return (np.exp(-squares / scale) * both).sum(-1) / np.maximum(either.sum(-1), 1)
 
 

@@ -240,6 +240,9 @@ def _read_detections(
         if frame.names is not None and tuple(frame.names) != tuple(names or ()):
             fail(file, "keypoints: expected the same names for all images")
         entry = _find_image(file, frame, done[file], counts[file], known, given)
+        pifpaf = kind.name == "OpenPifPaf" and not path.is_dir() and not file.stem.endswith(_PIFPAF)
+        if pifpaf and entry.id == entry.name:  # no image is known by the name of the file
+            fail(file, "image_id: missing; OpenPifPaf's people of an image are in NAME.predictions.json")
         done[file] += 1
         images.setdefault(entry.name, entry)
         for where, row in frame.people:

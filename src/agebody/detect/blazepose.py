@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+import torch
+from jaxtyping import Float, UInt8
 
+from agebody.annotations.duplicates import find_duplicates
 from agebody.annotations.orders import order_by_title
 from agebody.detect.detector import Detections, DetectorError, boxes_of
 from agebody.detect.runtimes import LiteModel, expect_model, read_model
 from agebody.detect.windows import Window
+from agebody.metrics.matching import box_iou
 
 SIZE, LANDMARK_SIZE = 224, 256
 """Sides of the pictures that the two networks see [pixels]."""
@@ -78,7 +81,9 @@ class BlazePose:
         places = outputs[12].reshape(-1, 6, 2)[rows]
         places[:, [0, 2, 3]] += _anchors()[rows, None]
         boxes = np.concatenate((places[:, 0] - places[:, 1] / 2, places[:, 0] + places[:, 1] / 2), 1)
-        hips, ends = (whole.to_image(places[_separate(boxes), k]) for k in (2, 3))
+        sides = torch.from_numpy(boxes)
+        once = ~find_duplicates(box_iou(sides, sides).numpy() > OVERLAP)
+        hips, ends = (whole.to_image(places[once, k]) for k in (2, 3))
         windows = []
         for (x, y), (dx, dy) in zip(hips, ends - hips, strict=True):
             side = max(2 * CROP_SCALE * math.hypot(dx, dy), 1.0)
@@ -107,15 +112,3 @@ def _anchors() -> Float[np.ndarray, "N 2"]:
         grid = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
         parts.append(np.repeat(grid, number, axis=0))
     return np.concatenate(parts)
-
-
-def _separate(boxes: Float[np.ndarray, "N 4"]) -> Bool[np.ndarray, " N"]:
-    """Return which boxes, the best first, overlap none that is kept."""
-    kept = np.zeros(len(boxes), dtype=bool)
-    areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
-    for i, box in enumerate(boxes):
-        low, high = np.maximum(boxes[:i, :2], box[:2]), np.minimum(boxes[:i, 2:], box[2:])
-        shared = np.prod(np.maximum(high - low, 0), axis=1)
-        joined = np.maximum(areas[:i] + areas[i] - shared, 1e-9)
-        kept[i] = not (shared / joined > OVERLAP)[kept[:i]].any()
-    return kept

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from agebody.annotations.duplicates import OTHER_SIGMA, find_duplicates
+from agebody.annotations.duplicates import OTHER_SIGMA, find_duplicates, similarities
 from agebody.annotations.orders import read_names
 from agebody.cameras import box_around
+from agebody.metrics.matching import box_iou
 from agebody.metrics.similarity import oks_sigmas
 
 SAME_PERSON = 0.6
@@ -22,7 +23,12 @@ CROP_SCALE = 1.2
 """Size of a person's box over that of the keypoints, which begin below the top of the head."""
 
 LEAST_CONFIDENCE = 0.2
-"""Smallest confidence of the keypoints that a person's box is drawn around."""
+"""Smallest confidence of keypoints that are seen: a person's box is drawn around these."""
+
+SAME_BOX, SAME_SEEN = 0.6, 0.3
+"""Intersection over union of boxes, and similarity of the keypoints that both detections see, above which
+they are one person even if each sees another half of the body. On videos of two people who touch, detections
+of one person have at least 0.79 and 0.36, those of two people at most 0.40 and 0.59."""
 
 
 class DetectorError(ValueError):
@@ -41,10 +47,14 @@ class Detections(NamedTuple):
 
     def merged(self, names: Sequence[str]) -> Detections:
         """Return the detections without duplicates: the best one per person."""
-        points, weights = self.keypoints[..., :2], self.keypoints[..., 2]
         order = np.argsort(-self.scores, kind="stable")
+        points, weights = self.keypoints[order, :, :2], self.keypoints[order, :, 2]
         sigmas = oks_sigmas(read_names(names), default=OTHER_SIGMA)
-        again = find_duplicates(points[order], weights[order] > 0.1, sigmas, SAME_PERSON)
+        some, sure, boxes = weights > 0.1, weights >= LEAST_CONFIDENCE, torch.from_numpy(self.boxes[order])
+        same = similarities(points, points, some, some, sigmas) > SAME_PERSON
+        alike = similarities(points, points, sure, sure, sigmas, shared=True) > SAME_SEEN
+        same |= alike & (box_iou(boxes, boxes).numpy() > SAME_BOX)
+        again = find_duplicates(same)
         return self.select(np.sort(order[~again]))
 
     @classmethod

@@ -59,7 +59,11 @@ def choose_detector(path: Path, given: str | None) -> str | None:
     from agebody.annotations.photographs import is_photographs
     from agebody.annotations.videos import is_video
 
-    return given or (DEFAULT if is_photographs(path) or is_video(path) else None)
+    pictures = is_photographs(path) or is_video(path)
+    if given and not pictures and path.is_file():
+        problem = f"it finds people in photographs and videos, not in {path.name}; leave it out for keypoints"
+        options.refuse("--detector", problem)
+    return given or (DEFAULT if pictures else None)
 
 
 def read_or_detect(
