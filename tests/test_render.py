@@ -55,6 +55,23 @@ def test_depth_and_outline_of_a_sphere_agree_with_the_formula(sphere):
     assert np.isinf(picture.depth[picture.instance < 0]).all()
 
 
+@pytest.mark.parametrize(
+    ("place", "share"),
+    [((0, 0, 5.0), 0.25), ((-2.3, -1.6, 5.0), 0.25), ((9, 9, 5.0), 0.01), ((0, 0, 0.2), 1), ((0, 0, -5), 1)],
+)
+def test_rays_are_traced_where_bodies_are_with_the_same_result(sphere, monkeypatch, place, share):
+    scene, traced = agebody.draw.raycast.Scene, []
+    trace = scene.trace
+    monkeypatch.setattr(scene, "trace", lambda self, u, v: traced.append(len(u)) or trace(self, u, v))
+    vertices = np.stack([sphere[0] + place, 0.8 * sphere[0] + place])
+    found = render(vertices, sphere[1], CAMERA, size=SIZE)
+    assert traced[0] <= share * SIZE[0] * SIZE[1]
+    monkeypatch.setattr(scene, "window", lambda self, size: (slice(0, size[1]), slice(0, size[0])))
+    expected = render(vertices, sphere[1], CAMERA, size=SIZE)
+    for name in ("rgba", "depth", "instance", "triangle"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
 @given(angle=st.floats(-3, 3), shift=st.floats(-0.4, 0.4))
 @settings(max_examples=15, deadline=None)
 def test_depth_and_triangles_of_a_cube_agree_with_its_planes(angle, shift):

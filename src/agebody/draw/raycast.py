@@ -41,6 +41,7 @@ GROUND_SHARE = np.array((0.62, 0.38), np.float32)  # of the ambient and the key 
 REACH = 1.4  # of a shadow [m]: bodies darken what they touch
 LIFT = 1.5e-3  # of a ray's start off the surface [m]: more than facets deviate from the curved surface
 TILE = 4  # width of the pattern of light rays [pixels]
+NEAR = 0.01  # [m]: bodies that reach nearer to the camera may be anywhere in the picture
 SUBSAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
 
 
@@ -92,6 +93,19 @@ class Scene:
         if len(self.faces):
             mesh_type(self.embree, self.points, self.faces)
 
+    def window(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Return the rows and columns outside of which a picture shows nothing, from whole tiles on."""
+        width, height = size
+        whole = self.ground is not None or self.lens.distortion is not None
+        if whole or not len(self.points) or self.points[:, 2].min() < NEAR:
+            return slice(0, height), slice(0, width)
+        pixels = self.lens.project(torch.from_numpy(self.points).double()).pixels.numpy()
+        sides = np.array(size)
+        low = np.clip(pixels.min(0) - TILE, 0, sides - 1).astype(int) // TILE * TILE
+        high = np.clip(pixels.max(0) + TILE, low + 1, sides).astype(int)
+        (left, top), (right, bottom) = low.tolist(), high.tolist()
+        return slice(top, bottom), slice(left, right)
+
     def trace(self, u: Float[np.ndarray, " N"], v: Float[np.ndarray, " N"]) -> Hits:
         """Return the bodies and ground at image coordinates (u, v) [pixels]."""
         image = torch.from_numpy(np.stack([u, v], axis=1))
@@ -137,13 +151,22 @@ def shade_pixels(
     scene: Scene, size: tuple[int, int], light_rays: int
 ) -> tuple[Float[np.ndarray, "N 4"], Hits]:
     """Return the linear premultiplied colour of each pixel, row by row, and what its centre shows."""
-    width, height = size
+    place = scene.window(size)
+    top, left = (part.start for part in place)
+    height, width = shape = tuple(part.stop - part.start for part in place)
     rows, columns = np.divmod(np.arange(width * height), width)
-    hits = scene.trace(columns + 0.5, rows + 0.5)
-    light = _sample_light(scene, hits, (height, width), light_rays)
+    hits = scene.trace(columns + left + 0.5, rows + top + 0.5)
+    light = _sample_light(scene, hits, shape, light_rays)
     color = _shade(hits, light, scene.lights)
-    _antialias(color, scene, hits, light, (height, width))
-    return color, hits
+    _antialias(color, scene, hits, light, place)
+
+    def whole(part: np.ndarray, empty: float) -> np.ndarray:
+        picture = np.full((*size[::-1], *part.shape[1:]), empty, part.dtype)
+        picture[place] = part.reshape(*shape, *part.shape[1:])
+        return picture.reshape(-1, *part.shape[1:])
+
+    empty = (np.nan, np.inf, 0, 0, -1, -1)  # as rays are that meet nothing
+    return whole(color, 0), Hits(*map(whole, hits, empty))
 
 
 def _sample_light(scene: Scene, hits: Hits, shape: tuple[int, int], rays: int) -> Float[np.ndarray, "N 2"]:
@@ -241,10 +264,11 @@ def _antialias(
     scene: Scene,
     hits: Hits,
     light: Float[np.ndarray, "N 2"],
-    shape: tuple[int, int],
+    place: tuple[slice, slice],
 ) -> None:
     """Replace pixels on or beside an outline or a crease by the mean of several samples, in place."""
-    _, width = shape
+    top, left = (part.start for part in place)
+    _, width = shape = tuple(part.stop - part.start for part in place)
     instance, normal = hits.instance.reshape(shape), hits.normal.reshape(*shape, 3)
     edge = np.zeros(shape, bool)
     for axis in (0, 1):
@@ -259,7 +283,7 @@ def _antialias(
         return
     mean = np.zeros((len(rows), 4), np.float32)
     for right, down in SUBSAMPLES:
-        sample = scene.trace(columns + 0.5 + right, rows + 0.5 + down)
+        sample = scene.trace(columns + left + 0.5 + right, rows + top + 0.5 + down)
         mean += _shade(sample, _nearby_light(light, hits, sample, rows, columns, shape), scene.lights)
     color[rows * width + columns] = mean / len(SUBSAMPLES)
 

@@ -103,7 +103,7 @@ def _draw(
 ) -> Iterator[Any]:
     """Yield pictures with the people found in them, and measure the time; Ctrl-C ends them."""
     from agebody.detect.photographs import detect_frame
-    from agebody.pipelines.labels.overlays import draw_overlay
+    from agebody.pipelines.labels.overlays import IN_VIDEOS, draw_overlay
 
     labels, marks = None, [0.0] * 4
     try:
@@ -113,7 +113,7 @@ def _draw(
             marks[1] = time.perf_counter()
             labels = stream(people)
             marks[2] = time.perf_counter()
-            picture = draw_overlay(stream.body, labels, image, max_side=640)
+            picture = draw_overlay(stream.body, labels, image, **IN_VIDEOS)
             marks[3] = time.perf_counter()
             for i, each in enumerate(times.values()):
                 each.append(marks[i + 1] - marks[i])
