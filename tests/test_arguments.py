@@ -3,16 +3,39 @@
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import bodies
 import numpy as np
 import pytest
 import torch
 from model_files import small_smplx
+from test_context import (
+    BODY,
+    EXAMPLES,
+    FACES,
+    INSIDE,
+    LAYER,
+    LENS_OF,
+    MESH,
+    OF_BODIES,
+    PIXELS,
+    POINTS,
+    POSE,
+    POSE54,
+    SOLID,
+    VECTORS,
+    WHO,
+    YEARS,
+    is_refusal,
+)
 
 import agebody
+from agebody import draw, fitting, losses, mesh, metrics, nets, optim, people
 from agebody.age import AgeCurve, median_stature, percentile
 from agebody.cameras import Camera, convert_box, to_crop
 from agebody.crowd import HeightPrior, is_far, place_people
@@ -22,6 +45,10 @@ from agebody.losses import joint_limits, keypoints_3d_loss, plane_loss, scan_to_
 from agebody.measure import plane_section, stature
 from agebody.metrics import jitter, oks
 from agebody.people import observe, random_people
+from agebody.pipelines.evaluate import evaluate_files
+from agebody.pipelines.release import write_release
+from agebody.pipelines.synthesis import Recipe
+from agebody.pipelines.train import Augmentation, Filters, TrainingData, TrainingSettings
 
 MODULES = (
     *("age", "annotations", "cameras", "crowd", "detect", "draw", "fitting"),
@@ -255,3 +282,167 @@ def test_lists_are_no_inputs_of_a_layer(name, unchecked):
     for body in (GOOD["BodyModel"], agebody.SMPLX(small_smplx())):
         with pytest.raises((TypeError, ValueError), match=f"^{name}: "):
             body(**{name: [0.0] * 10})
+
+
+# Options: keyword arguments, and positional ones with a default, that are numbers, counts or choices.
+MADE: dict[str, Callable[..., Any]] = {
+    "join_pose": partial(agebody.join_pose, small_smplx(), body=POSE[:, :63]),
+    "split_pose": partial(agebody.split_pose, small_smplx(), POSE54),
+    "age.AgeCurve.from_asset": partial(AgeCurve.from_asset, BODY.asset),
+    "cameras.Camera.from_fov": partial(Camera.from_fov, 1.0, (64, 48)),
+    "cameras.Camera.look_at": partial(Camera.look_at, (0.0, 0.0, 3.0), (0.0, 0.0, 0.0), size=(64, 48)),
+    "crowd.HeightPrior.of_age": partial(HeightPrior.of_age, YEARS),
+    "crowd.HeightPrior.of_age_offset": partial(
+        HeightPrior.of_age_offset, YEARS / 50, AgeCurve.from_asset(BODY.asset)
+    ),
+    "draw.lineup": partial(draw.lineup, MESH[:1], BODY.asset.faces, size=(32, 24)),
+    "draw.render": partial(draw.render, MESH[:1], BODY.asset.faces, LENS_OF, size=(16, 12)),
+    "draw.save_rigged": partial(draw.save_rigged, BODY, "body.glb"),
+    "fitting.Cloud.from_depth": partial(fitting.Cloud.from_depth, torch.ones(12, 16), LENS_OF),
+    "losses.MahalanobisPrior.from_poses": partial(
+        losses.MahalanobisPrior.from_poses, VECTORS[:, 0], ("left_hip",)
+    ),
+    "losses.MaxMixturePrior.from_poses": partial(
+        losses.MaxMixturePrior.from_poses, torch.cat((VECTORS, -VECTORS))[:, 0], joint_names=("left_hip",)
+    ),
+    "losses.Objective": partial(losses.Objective, {}),
+    "losses.PoseDiscriminator": losses.PoseDiscriminator,
+    **{f"losses.{name}": getattr(losses, name) for name in losses.__all__ if name.endswith("_objective")},
+    "losses.smplify_x_objective": partial(losses.smplify_x_objective, 1),
+    "losses.joint_limits": losses.joint_limits,
+    "losses.part_vertices": partial(losses.part_vertices, BODY.asset, "feet", facing=(0.0, -1.0, 0.0)),
+    "mesh.Exclusions.of_body": partial(mesh.Exclusions.of_body, ASSET),
+    "mesh.MarkerSet.learn": partial(mesh.MarkerSet.learn, BODY, WHO),
+    "mesh.TopologyMap.from_meshes": partial(mesh.TopologyMap.from_meshes, SOLID, FACES, INSIDE),
+    "metrics.keypoint_ap": partial(
+        metrics.keypoint_ap, PIXELS, torch.ones(2), LAYER, PIXELS, 1000 * torch.ones(2), LAYER
+    ),
+    "metrics.oks_sigmas": partial(metrics.oks_sigmas, "coco17"),
+    "nets.DecoderHead": partial(nets.DecoderHead, {"a": 3}, channels=8, width=8, depth=1, heads=2),
+    "nets.FieldOfView": nets.FieldOfView,
+    "nets.IterativeHead": partial(nets.IterativeHead, {"a": torch.zeros(3)}, channels=8, width=8),
+    "nets.Lifter": partial(nets.Lifter, width=8, blocks=1),
+    "nets.MeshPoseInteraction": partial(nets.MeshPoseInteraction, BODY, None, features=4, frames=4),
+    "nets.start_readouts": partial(nets.start_readouts, BODY),
+    "nets.PartAttentionHead": partial(nets.PartAttentionHead, {"pose": 12}, channels=8, width=8),
+    "optim.Points": partial(optim.Points, "coco17", POINTS, torch.ones(2, 17)),
+    "optim.Reprojection": partial(
+        optim.Reprojection, "coco17", PIXELS[:, None], torch.ones(2, 1, 17), LENS_OF, torch.ones(2, 1)
+    ),
+    "optim.fit_bodies": partial(optim.fit_bodies, BODY, {"shape": optim.ShapePrior()}, [optim.Stage()], WHO),
+    "optim.minimize": partial(
+        optim.minimize,
+        lambda x, rows: optim.Quadratic.of(x, torch.eye(3).expand(len(x), -1, -1)),
+        torch.zeros(2, 3),
+    ),
+    "people.pose": partial(people.pose, "standing", BODY.asset.joint_names[1:]),
+    "pipelines.evaluate.evaluate_files": partial(evaluate_files, "pred.npz", "target.npz"),
+    "pipelines.release.write_release": partial(write_release, [], BODY, "release"),
+    "pipelines.synthesis.Recipe": Recipe,
+    "pipelines.train.Augmentation": Augmentation,
+    "pipelines.train.Filters": Filters,
+    "pipelines.train.TrainingData": partial(TrainingData, "shards"),
+    "pipelines.train.TrainingSettings": partial(TrainingSettings, 3),
+}
+"""Calls with few arguments of what is neither among the examples of `test_context` nor in `ELSEWHERE`."""
+PIPELINES = ("evaluate", "labels", "release", "synthesis", "train")
+ELSEWHERE = {
+    *("annotations.join_views", "annotations.write_shards", "detect.detect_people", "draw.LiveView"),
+    *(f"pipelines.labels.{name}_annotations" for name in ("fit", "predict")),
+    *(f"pipelines.labels.save_training_{name}" for name in ("npz", "shards")),
+    "pipelines.train.refit_shards",
+}
+"""What needs files, people in files or a server before its options are read."""
+
+
+def _called(
+    path: str, run: Callable[..., Any], given: tuple[Any, ...] = ()
+) -> tuple[Any, Callable[..., Any]]:
+    """A public function, and a call of it by an example, with other options."""
+    function: Any = agebody
+    for part in path.split("."):
+        owner, function = function, getattr(function, part)
+    if path in MADE or getattr(run, "func", run) is function:
+        return function, lambda **options: run(*given, **options)
+    name = path.rpartition(".")[2]
+
+    def call(**options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, lambda *args, **its: function(*args, **{**its, **options}))
+            return run(*given)
+
+    return function, call
+
+
+CALLS = {
+    **{path: _called(path, *example) for path, example in EXAMPLES.items()},
+    **{
+        f"{path}.{name}": _called(f"{path}.{name}", OF_BODIES[name])
+        for path in ("crowd", "fitting", "losses", "people")
+        for name in importlib.import_module(f"agebody.{path}").__all__
+        if name in OF_BODIES
+    },
+    **{path: _called(path, call) for path, call in MADE.items()},
+}
+
+
+def _wrong(function: Any, parameter: inspect.Parameter) -> tuple[Any, ...]:
+    """Values that no option of such a type takes; none for other types."""
+    made = inspect.unwrap(function.__init__ if inspect.isclass(function) else function)
+    names = {"Weights": None, **vars(importlib.import_module(made.__module__))}
+    try:
+        kind = (
+            eval(parameter.annotation, names)
+            if isinstance(parameter.annotation, str)
+            else parameter.annotation
+        )
+    except (NameError, TypeError):  # imported for the type checker alone
+        return ()
+    kinds = set(get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,))
+    none = () if type(None) in kinds else (None,)
+    if any(get_origin(each) is Literal for each in kinds):
+        return ("no such", 3, ["a"], *none)
+    kinds -= {type(None)}
+    if kinds == {float}:
+        return ("a", "1", [1.0, 2.0], NAN, True, *none)
+    if kinds == {int}:
+        return ("3", 1.5, NAN, -1, True, [1], *none)
+    return ("a", ["a"]) if float in kinds else ()
+
+
+OPTIONS_OF_ALL = [
+    (path, call, parameter.name, wrong)
+    for path, (function, call) in CALLS.items()
+    for parameter in inspect.signature(function).parameters.values()
+    if parameter.default is not parameter.empty and (wrong := _wrong(function, parameter))
+]
+
+
+def test_every_public_function_with_such_options_is_called():
+    with_options = {
+        path
+        for module in (*MODULES, *(f"pipelines.{name}" for name in PIPELINES))
+        for path, function in _callables(module)
+        if any(
+            parameter.default is not parameter.empty and _wrong(function, parameter)
+            for parameter in inspect.signature(function).parameters.values()
+        )
+    }
+    assert with_options - CALLS.keys() == ELSEWHERE
+    assert len(OPTIONS_OF_ALL) > 250
+
+
+def test_wrong_options_are_named(unchecked):
+    unnamed = []
+    for path, call, name, wrong in OPTIONS_OF_ALL:
+        for value in wrong:
+            try:
+                call(**{name: value})
+            except Exception as error:
+                if is_refusal(error) and re.match(rf"{name}\b", str(error)):
+                    continue
+                outcome = repr(error)
+            else:
+                outcome = "taken"
+            unnamed.append(f"{path}({name}={value!r}): {outcome}"[:200])
+    assert not unnamed, "\n".join(unnamed)

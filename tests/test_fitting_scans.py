@@ -547,7 +547,7 @@ class TestFit:
             "weights: expected None": {"weights": torch.ones(1, 17)},
             r"keypoints: expected shape \(1, 17, 2\)": {"keypoints": points.expand(2, -1, -1)},
             "age_offset: SMIL has one age": {"keypoints": points, "age_offset": 0.5},
-            "rounds, shape_frames": {"keypoints": points, "rounds": 0},
+            "rounds": {"keypoints": points, "rounds": 0},
             "camera: expected one": {"camera": Camera(torch.ones(2, 2), torch.ones(2, 2))},
             "pose_prior: expected one of this body's": {
                 "keypoints": points,

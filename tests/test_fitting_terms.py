@@ -363,7 +363,7 @@ def test_unknown_names(body):
         fit_bodies(body, terms, [Stage()], BodyParameters.zeros(other, 1))
     for stage, message in (
         (Stage({"shaep": 1.0}), "expected names of terms .shape., got shaep"),
-        (Stage({"shape": -1.0}), "expected weights of 0 or more, got -1.0 of 'shape'"),
+        (Stage({"shape": -1.0}), "expected a weight of 0 or more of 'shape', got -1.0"),
         (Stage(scales={"shape": 2.0}), "expected scales of terms with a robust cost, got one of 'shape'"),
         (Stage(scales={"points": 0.0}), "expected names of terms"),
     ):

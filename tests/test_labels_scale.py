@@ -913,7 +913,7 @@ def test_bad_shards_end_the_call_or_are_reported(expected, body, people, tmp_pat
 
 
 def test_options_are_those_of_the_fit(expected, body, people, tmp_path):
-    with pytest.raises(ValueError, match="min_confidence: expected 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="min_confidence: expected a share from 0 to 1, got 2"):
         fit_dataset(body, people, tmp_path, cluster=Cluster(1), min_confidence=2)
     with pytest.raises(TypeError, match="colour: expected an option"):
         fit_dataset(body, people, tmp_path, cluster=Cluster(1), colour=2)

@@ -232,7 +232,7 @@ def test_wrong_arguments_are_named(body, mannequin_asset, unchecked):
         fit_measurements(body, {"stature": 1.7}, age_offset=float("nan"))
     with pytest.raises(ValueError, match="sd: expected a length above 0"):
         fit_measurements(body, {"stature": 1.7}, sd=0.0)
-    with pytest.raises(ValueError, match="age_bounds: expected a lowest and a highest"):
+    with pytest.raises(ValueError, match="age_bounds: expected two ascending offsets"):
         fit_measurements(body, {"stature": 1.7}, age_bounds=(1.0, 0.0))
     with pytest.raises(ValueError, match=r"targets\['arm_span'\]"):
         fit_measurements(body, {"stature": torch.ones(2), "arm_span": torch.ones(3)})

@@ -164,7 +164,7 @@ def test_errors_name_the_argument(unchecked):
     for wrong in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="threshold: expected a number of 0 or more, got"):
             pck(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), wrong)
-        with pytest.raises(ValueError, match="max_threshold: expected a number of 0 or more, got"):
+        with pytest.raises(ValueError, match="max_threshold: expected a finite number of 0 or more, got"):
             pck_auc(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), max_threshold=wrong)
     with pytest.raises(ValueError, match="steps: expected a whole number of 1 or more, got 0"):
         pck_auc(pred, target, steps=0)

@@ -556,10 +556,10 @@ def test_fits_name_mistakes(unchecked):
         ("poses: expected shape", lambda: MahalanobisPrior.from_poses(poses)),
         ("covariance: expected a positive definite", lambda: MahalanobisPrior.from_poses(
             poses[:3], JOINTS, regularization=0.0)),
-        ("regularization: expected 0 to 1", lambda: MahalanobisPrior.from_poses(
+        ("regularization: expected a share from 0 to 1", lambda: MahalanobisPrior.from_poses(
             poses, JOINTS, regularization=2.0)),
         ("poses: expected at least 31", lambda: MaxMixturePrior.from_poses(poses, 31, JOINTS)),
-        ("components, iterations", lambda: MaxMixturePrior.from_poses(poses, 0, JOINTS)),
+        ("components: expected a whole number of 1", lambda: MaxMixturePrior.from_poses(poses, 0, JOINTS)),
         ("poses: 30 are too few for 8 covariances of 6", lambda: MaxMixturePrior.from_poses(
             poses, 8, JOINTS, regularization=0.0)),
     ):  # fmt: skip

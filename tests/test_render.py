@@ -368,7 +368,7 @@ GOOD = {
             r"camera\.translation: 3 entries",
         ),
         ({"camera": CAMERA._replace(rotation=-torch.eye(3))}, "expected a rotation"),
-        ({"light_rays": -1}, "light_rays: expected 0 or more, got -1"),
+        ({"light_rays": -1}, "light_rays: expected a whole number of 0 or more, got -1"),
         ({"ground": float("nan")}, "ground: expected a height in metres, got nan"),
     ],
 )

@@ -93,17 +93,38 @@ def expand_to(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
 def to_number(value: Any) -> float:
     """Return a number of any type as a float; NaN for anything else, which no range contains."""
     try:
-        return math.nan if isinstance(value, (str, bool)) else float(value)
+        return math.nan if isinstance(value, (str, bool, np.bool_)) else float(value)
     except (TypeError, ValueError, RuntimeError):
         return math.nan
 
 
+def read_texts(name: str, value: Any) -> tuple[str, ...]:
+    """Check names, and return them as a tuple; one text, a sequence of letters, is a mistake."""
+    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
+    if not all(isinstance(one, str) for one in names):
+        raise TypeError(f"{name}: expected a sequence of names, got {reprlib.repr(value)}")
+    return names
+
+
+def read_number(
+    name: str,
+    value: Any,
+    what: str = "a finite number",
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    finite: bool = True,
+) -> float:
+    """Check a number from ``least`` to ``most``, of any type that makes one, and return it as a float."""
+    number = to_number(value)
+    if not least <= number <= most or (finite and math.isinf(number)):
+        raise ValueError(f"{name}: expected {what}, got {reprlib.repr(value)}")
+    return number
+
+
 def read_share(name: str, value: Any) -> float:
     """Check a number from 0 to 1, and return it as a float."""
-    number = to_number(value)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name}: expected a share from 0 to 1, got {reprlib.repr(value)}")
-    return number
+    return read_number(name, value, "a share from 0 to 1", 0, 1)
 
 
 def read_range(
@@ -123,10 +144,7 @@ def read_positive(
     name: str, value: Any, what: str = "a number", unit: str = "", finite: bool = True
 ) -> float:
     """Check a number above 0, of any type that makes one, and return it as a float."""
-    number = to_number(value)
-    if not number > 0 or (finite and number == math.inf):
-        raise ValueError(f"{name}: expected {what} above 0{unit}, got {reprlib.repr(value)}")
-    return number
+    return read_number(name, value, f"{what} above 0{unit}", math.ulp(0.0), finite=finite)
 
 
 def read_count(
@@ -134,10 +152,10 @@ def read_count(
 ) -> int:
     """Check a whole number from ``least`` to ``most``, which ``whose`` has."""
     try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        number = -1
-    if number < least or (most is not None and number > most):
+        number = None
+    if number is None or number < least or (most is not None and number > most):
         limit = f"a whole number of {least} or more" if most is None else f"{least} to {most}"
         raise ValueError(
             f"{name}: expected {limit}{'' if whose is None else f', what {whose!r} has'}, got {value!r}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -296,11 +297,11 @@ _FROM_MATRIX: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def check_format(pose_format: str) -> None:
+def check_format(pose_format: Any, name: str = "pose_format") -> None:
     """Raise ValueError for an unknown pose format."""
-    if pose_format not in ENTRY_SHAPES:
+    if not isinstance(pose_format, str) or pose_format not in ENTRY_SHAPES:
         raise ValueError(
-            f"pose_format: expected one of {', '.join(get_args(PoseFormat))}, got {pose_format!r}"
+            f"{name}: expected one of {', '.join(get_args(PoseFormat))}, got {reprlib.repr(pose_format)}"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from agebody.age.growth import Sex, growth_by_months
 from agebody.age.values import Number, at_years, expect_metres, interpolate
 from agebody.assets.asset import AssetError, BodyAsset, expect_asset
+from agebody.checks import expect_choice
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class AgeCurve:
         expect_asset(asset)
         if sex is None:
             sex = asset.metadata.gender if asset.metadata.gender in ("female", "male") else "neutral"  # pyright: ignore
+        expect_choice("sex", sex, get_args(Sex))
         known = _CURVES.setdefault(asset, {})
         if sex in known:
             return known[sex]

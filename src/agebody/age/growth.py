@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from agebody.age.values import (
     of_one_kind,
     special_functions,
 )
+from agebody.checks import expect_choice
 
 Sex = Literal["neutral", "female", "male"]
 
@@ -78,8 +79,6 @@ def growth_by_months(sex: Sex, *, step: bool = True) -> Growth:
         half = (boy.median - girl.median) / 2
         spread = np.sqrt((boy.sd**2 + girl.sd**2) / 2 + half**2)  # of the two normal distributions together
         return Growth(boy.years, girl.median + half, spread)
-    if sex not in ("female", "male"):
-        raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
     from scipy.interpolate import PchipInterpolator  # here, because it takes a quarter of a second to import
 
     months, *columns = np.array(_GROWTH_TABLE.split(), dtype=float).reshape(-1, 5).T
@@ -115,6 +114,7 @@ def median_stature(years: Number, *, sex: Sex = "neutral") -> Number:
             0.
         sex: "neutral", "female" or "male".
     """
+    expect_choice("sex", sex, get_args(Sex))
     growth = growth_by_months(sex)
     return at_years(years, growth.years, growth.median)
 
@@ -124,6 +124,7 @@ def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
 
     "neutral" is that of girls and boys together, which exceeds that of either by their difference.
     """
+    expect_choice("sex", sex, get_args(Sex))
     growth = growth_by_months(sex)
     return at_years(years, growth.years, growth.sd)
 
@@ -176,6 +177,7 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
     the power 0.75, along which a head grows more evenly; between birth and 6 months that may err by some mm.
     "neutral" is the mean of the two sexes. Arguments as of ``median_stature``.
     """
+    expect_choice("sex", sex, get_args(Sex))
     nodes, values = _head_growth(sex)
     given: Any = years if isinstance(years, Tensor) else numbers("years", years)
     found: Any = at_years(years, nodes, values)
@@ -189,8 +191,6 @@ def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "
     years = np.arange(12 * _HEAD_YEARS[-1] + 1) / 12
     if sex == "neutral":
         return years, (_head_growth("female")[1] + _head_growth("male")[1]) / 2
-    if sex not in _HEAD:
-        raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
     from scipy.interpolate import PchipInterpolator
 
     power = 0.75

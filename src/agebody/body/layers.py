@@ -11,6 +11,7 @@ from torch import Tensor
 from agebody.assets.asset import BodyAsset
 from agebody.assets.official import FILES, JOINT_NAMES, TITLES
 from agebody.body.model import BodyModel, Person, find_asset, usual_expressions
+from agebody.checks import read_number
 
 
 class SMPL(BodyModel):
@@ -67,8 +68,9 @@ class SMPLA(BodyModel):
                 f"asset: {asset.metadata.name!r} has no age templates; give load_asset an infant_template "
                 "(smpl_kid_template.npy or a SMIL file), or use SMPL"
             )
-        if transition < 0:
-            raise ValueError(f"transition: expected a width of 0 or more, got {transition}")
+        infant_threshold = read_number("infant_threshold", infant_threshold)
+        transition = read_number("transition", transition, "a width of 0 or more", 0)
+        infant_corrective_scale = read_number("infant_corrective_scale", infant_corrective_scale)
         super().__init__(asset, **options)
         self.infant_threshold = infant_threshold
         self.transition = transition

@@ -23,6 +23,7 @@ from agebody.checks import broadcast, flatten, read_count, read_rotations, read_
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
 from agebody.engine.batched import building, own_precision, product
+from agebody.engine.exact import read_device
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.engine.points import ContourTable, LayoutTables, PointRegression
@@ -192,7 +193,7 @@ class BodyModel(nn.Module):
         self.age_anchors: tuple[float, ...] = tuple(asset.age_offsets.tolist()) if self._of_every_age else ()
         self._contour_points: KeypointLayout | None = None
         self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
-        self._pack(dtype, torch.empty(0, device=device).device)
+        self._pack(dtype, read_device(device) or torch.empty(0).device)
 
     @property
     def num_coefficients(self) -> int:

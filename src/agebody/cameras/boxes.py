@@ -109,6 +109,7 @@ def to_crop(
     """
     points, low, extent = _in_window(points, box)
     share = (points - low) / extent
+    limit = read_positive("limit", limit)
     return (share - 0.5) * (2 * limit) if size is None else share * as_size(size, low)[..., None, :]
 
 
@@ -121,6 +122,7 @@ def from_crop(
 ) -> Float[Tensor, "*out K 2"]:
     """Convert coordinates of a crop to points of the full image; the inverse of `to_crop`."""
     points, low, extent = _in_window(points, box)
+    limit = read_positive("limit", limit)
     share = points / (2 * limit) + 0.5 if size is None else points / as_size(size, low)[..., None, :]
     return low + share * extent
 

@@ -67,7 +67,8 @@ def convert_extrinsics(
         direction: of the matrix, "world_to_camera" or "camera_to_world".
         result: direction of the result, by default the same.
     """
-    for name, given in (("direction", direction), ("result", result or direction)):
+    result = direction if result is None else result
+    for name, given in (("direction", direction), ("result", result)):
         expect_choice(name, given, get_args(Direction))
     rotation, translation = split_rigid("matrix", matrix)
     signs = _signs(source, target, rotation)
@@ -75,7 +76,7 @@ def convert_extrinsics(
         rotation, translation = signs[:, None] * rotation, signs * translation
     else:
         rotation = rotation * signs
-    if (result or direction) != direction:
+    if result != direction:
         rotation, translation = rotation.mT, -(rotation * translation[..., None]).sum(-2)
     return join_rigid(rotation, translation)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, expect_camera
-from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect, safe_norm
+from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect, read_positive, safe_norm
 from agebody.keypoints import KeypointLayout, get_layout
 
 TORSO = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
@@ -49,7 +49,7 @@ def torso_translation(
     real, length = (_mean(part[..., None], edge_weights)[..., 0] for part in lengths)
     depth = expect("camera.focal", camera.focal, 2).mean(-1) * real / length.clamp(min=LEAST_LENGTH)
     seen = (edge_weights > 0).any(-1)
-    depth = torch.where(seen, depth, unseen)
+    depth = torch.where(seen, depth, read_positive("unseen", unseen, "a depth", " [m]"))
     middle, shown = (_mean(ends.mean(-2), edge_weights) for ends in (body, image))
     shown = torch.where(seen[..., None], shown, camera.center)
     lens = camera._replace(rotation=None, translation=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
 from agebody.age.values import MAX_YEARS, TALLEST
-from agebody.checks import expect, expect_labels, expect_tensor, expect_values
+from agebody.checks import expect, expect_labels, expect_numbers, expect_tensor, expect_values, read_number
 
 
 class HeightClass(NamedTuple):
@@ -78,6 +78,8 @@ class HeightPrior(NamedTuple):
             years_sd: u, the standard deviation of the age [years].
         """
         years = expect("years", years)
+        years_sd = expect_numbers("years_sd", years_sd, years)
+        expect_values(years_sd=(years_sd >= 0, "ages of 0 or more [years]"))
         sexes = None if sex is None else _expect_sex(sex, years)
 
         def read(table, at: Tensor) -> Tensor:
@@ -107,6 +109,7 @@ class HeightPrior(NamedTuple):
             offset_sd: standard deviation of the offset; counts by the years that it corresponds to there.
         """
         age_offset = expect("age_offset", age_offset)
+        offset_sd = read_number("offset_sd", offset_sd, "a finite number of 0 or more", 0)
         older, younger = (curve.offset_to_years(age_offset + way) for way in (-offset_sd, offset_sd))
         return cls.of_age(curve.offset_to_years(age_offset), sex=sex, years_sd=(older - younger) / 2)
 
@@ -123,6 +126,8 @@ class HeightPrior(NamedTuple):
             share: 0 keeps the mean, 1 takes the height; one number, or one per person.
         """
         height = expect("height", height)
+        share = expect_numbers("share", share, height)
+        expect_values(share=((share >= 0) & (share <= 1), "shares from 0 to 1"))
         return self._replace(mean=self.mean + share * (height - self.mean))
 
 

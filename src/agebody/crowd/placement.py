@@ -13,7 +13,6 @@ camera space, 2025. Constants that the paper does not give are those of its publ
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +21,16 @@ from torch import Tensor
 
 from agebody.age.values import TALLEST
 from agebody.cameras.camera import Size, as_size
-from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_numbers, expect_values
+from agebody.checks import (
+    Weights,
+    apply_mask,
+    expand_weights,
+    expect,
+    expect_numbers,
+    expect_values,
+    read_number,
+    read_positive,
+)
 from agebody.crowd.height_prior import HeightPrior, is_stature
 
 DISPARITY_MIN_SLOPE = 20.0
@@ -142,9 +150,8 @@ def place_people(
             raise ValueError(
                 f"{name}: expected the shape of depth, {tuple(depth.shape)}, got {tuple(tensor.shape)}"
             )
-    if not (math.isfinite(min_slope) and max_height > 0):
-        got = f"got {min_slope} and {max_height}"
-        raise ValueError(f"min_slope, max_height: expected a finite number, and a length above 0 [m], {got}")
+    min_slope = read_number("min_slope", min_slope)
+    max_height = read_positive("max_height", max_height, "a length", " [m]", finite=False)
     if (body_slope is None) != (body_correlation is None):
         raise ValueError("body_slope, body_correlation: expected both or neither")
     if (low_depth is None) != (low_rendered_depth is None):

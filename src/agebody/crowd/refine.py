@@ -23,6 +23,7 @@ from agebody.checks import (
     expect_numbers,
     expect_values,
     flatten,
+    read_positive,
 )
 from agebody.crowd.height_prior import HeightPrior, is_stature
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
@@ -173,8 +174,8 @@ def refine_crowd(
     if feet is not None and not feet.shape[-2]:
         raise ValueError(f"feet: expected at least one point of each person, got {tuple(feet.shape)}")
     sds = deviations or Deviations()
-    if not all(sd > 0 for sd in sds):
-        raise ValueError(f"deviations: expected standard deviations above 0, got {sds}")
+    for name, sd in sds._asdict().items():
+        read_positive(f"deviations.{name}", sd, "a standard deviation", finite=False)
     share = torch.ones_like(points[..., 0, 0]) if weights is None else weights.to(points.dtype)
 
     def flat(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import read_positive
+from agebody.checks import read_count, read_number, read_positive
 from agebody.draw.meshes import (
     Color,
     one_line,
@@ -110,10 +110,9 @@ def render(
         ImportError: embreex is missing; install ``agebody[render]``.
     """
     expect_camera(camera)
-    if light_rays < 0:
-        raise ValueError(f"light_rays: expected 0 or more, got {light_rays}")
-    if ground is not None and not math.isfinite(ground):
-        raise ValueError(f"ground: expected a height in metres, got {ground}")
+    read_count("light_rays", light_rays)
+    if ground is not None:
+        ground = read_number("ground", ground, "a height in metres")
     width, height = _read_size(size)
     scene = Scene(vertices, faces, colors, _read_camera(camera), ground)
     color, hits = shade_pixels(scene, (width, height), light_rays)
@@ -165,7 +164,7 @@ def lineup(
     spacing = 1.15 * float(extent[:, 0].max()) if spacing is None else spacing
     width, height = size = _read_size(size)
     for name, value in (("spacing", spacing), ("scale", scale), ("text_size", text_size)):
-        if value is not None:
+        if value is not None or name == "text_size":
             read_positive(name, value)
     text_height = 1.4 * text_size * max((title.count("\n") + 1 for title in titles), default=0)
     margin = 0.05 * height

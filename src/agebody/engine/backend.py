@@ -7,6 +7,7 @@ same interface. No other module imports the kernels.
 from __future__ import annotations
 
 import importlib.util
+import reprlib
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,14 +46,21 @@ class Parts(NamedTuple):
     mesh_points: type[MeshPoints]
 
 
+def check_backend(backend: Any) -> str:
+    """Return the name of a backend; raise ValueError for an unknown one."""
+    if not isinstance(backend, str) or backend not in get_args(BackendName):
+        known = ", ".join(get_args(BackendName))
+        raise ValueError(f"backend: expected one of {known}, got {reprlib.repr(backend)}")
+    return backend
+
+
 def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp"]:
     """Return the implementation that a name selects; "auto" is Warp on CUDA and torch elsewhere.
 
     Raises:
         ImportError: Warp is chosen and not installed.
     """
-    if backend not in get_args(BackendName):
-        raise ValueError(f"backend: expected one of {', '.join(get_args(BackendName))}, got {backend!r}")
+    check_backend(backend)
     if backend == "warp":
         if not has_warp():
             raise ImportError(

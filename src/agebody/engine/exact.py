@@ -31,6 +31,7 @@ class ExactBuffers(nn.Module):
         """Register arrays as buffers, floating-point ones in a precision."""
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        device = read_device(device)
         own = {name: np.array(array, order="C") for name, array in arrays.items()}
         self.exact = getattr(self, "exact", {}) | own
         with building():
@@ -51,6 +52,17 @@ class ExactBuffers(nn.Module):
             moved, exact = getattr(self, name), _cast(array, dtype)
             setattr(self, name, moved.to(exact.dtype) if moved.is_meta else exact.to(moved.device))
         return self
+
+
+def read_device(device: Any) -> torch.device | None:
+    """Check that tensors can be made on a device; None, torch's own, stays None."""
+    try:
+        return None if device is None else torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # such as: torch was built without CUDA
+        why = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that torch has here, such as 'cpu', got {device!r}: {why}"
+        ) from None
 
 
 def _cast(array: np.ndarray, dtype: torch.dtype) -> Tensor:

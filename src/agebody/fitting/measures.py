@@ -14,7 +14,15 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import broadcast, expect_numbers, flatten, read_positive
+from agebody.checks import (
+    broadcast,
+    expect_numbers,
+    flatten,
+    read_count,
+    read_number,
+    read_positive,
+    read_range,
+)
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
 from agebody.engine.trees import unflatten
@@ -109,8 +117,8 @@ def fit_measurements(
     Returns:
         Bodies that are detached from the targets.
     """
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance: expected a length of 0 or more [m], got {tolerance}")
+    read_number("tolerance", tolerance, "a length of 0 or more [m]", 0)
+    read_count("max_iterations", max_iterations)
     problem = _Problem(body, targets, weights, age_offset, sd, age_bounds, definitions)
     rows = torch.arange(math.prod(problem.batch), device=body.device)
     with torch.no_grad(), own_precision(body.device):
@@ -176,9 +184,8 @@ class _Problem:
                 )
         self.age = None if age_offset is None else flatten(known_age["age_offset"], self.batch, 0)
         knots = (0.0, *self.anchors)
-        low, high = (min(knots), max(knots)) if age_bounds is None else age_bounds
-        if not low <= high:
-            raise ValueError(f"age_bounds: expected a lowest and a highest offset, got {(low, high)}")
+        bounds = (min(knots), max(knots)) if age_bounds is None else age_bounds
+        low, high = read_range("age_bounds", bounds, "offsets", -math.inf)
         ends = [low, *sorted({knot for knot in knots if low < knot < high}), high]
         self.segments = list(pairwise(ends)) if self.anchors and self.age is None else [(0.0, 0.0)]
         chosen = {name: definitions[name] for name in targets}

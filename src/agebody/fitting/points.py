@@ -13,7 +13,16 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences, read_positive
+from agebody.checks import (
+    Weights,
+    apply_mask,
+    expect,
+    expect_numbers,
+    flatten,
+    read_confidences,
+    read_count,
+    read_positive,
+)
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import put_rows, take_rows, unflatten, where_rows, without_gradients
 from agebody.fitting.inverse_kinematics import (
@@ -115,6 +124,7 @@ def fit_points(
     """
     expect_body(body, single=True)
     layout = get_layout(layout)
+    read_count("max_iterations", max_iterations)
     with own_precision(body.device):
         given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd, layout)
         carried = body.for_layout(layout, CarriedPoints)
@@ -168,6 +178,7 @@ def fit_vertices(
         max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
     """
     expect_body(body, single=True)
+    read_count("max_iterations", max_iterations)
     with own_precision(body.device):
         if not isinstance(topology, TopologyMap | None):
             got = type(topology).__name__
@@ -280,7 +291,8 @@ def _read(
     try:
         known_betas = None if betas is None else flat(expect("betas", betas, body.num_coefficients), 1)
         known_age = torch.nan if age_offset is None else age_offset
-        known_age = flat(torch.as_tensor(known_age, dtype=body.dtype, device=body.device), 0)
+        like = torch.empty(0, dtype=body.dtype, device=body.device)
+        known_age = flat(expect_numbers("age_offset", known_age, like), 0)
     except RuntimeError:
         raise ValueError(
             f"betas, age_offset: expected leading dimensions that broadcast to {tuple(batch)}"

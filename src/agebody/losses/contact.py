@@ -21,8 +21,10 @@ from agebody.checks import (
     expect,
     expect_choice,
     expect_values,
+    read_number,
     reduce,
     safe_norm,
+    to_number,
 )
 from agebody.losses.robust import Penalty, penalize
 
@@ -110,7 +112,8 @@ def part_vertices(
         )
     chosen = np.isin(asset.strongest_joints(), [asset.joint_names.index(name) for name in joints])
     if facing is not None:
-        length = math.hypot(*facing)
+        length = math.hypot(*(to_number(part) for part in facing))
+        within = read_number("within", within, "an angle from 0 to pi [rad], not degrees", 0, math.pi)
         if not length > 0:
             raise ValueError(f"facing: expected a direction, got {facing}")
         normals = _rest_normals(asset)

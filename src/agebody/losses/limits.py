@@ -11,7 +11,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expect, floating, read_rotations, reduce
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    expect,
+    floating,
+    read_number,
+    read_rotations,
+    read_texts,
+    reduce,
+)
+from agebody.engine.exact import read_device
 from agebody.losses.parameters import visible_matrices
 from agebody.losses.pose_priors import BODY_JOINTS, MahalanobisPrior
 from agebody.rotations import PoseFormat, axis_angle_to_matrix, check_format
@@ -114,6 +125,7 @@ def joint_limits(
         dtype: of the limits; that of the age offset if it is a tensor.
         device: of the limits; that of the age offset if it is a tensor.
     """
+    joint_names = read_texts("joint_names", joint_names)
     ranges = [(ADULT_RANGES.get(name), INFANT_RANGES.get(name)) for name in joint_names]
     if not any(adult for adult, _ in ranges):
         raise ValueError(
@@ -122,7 +134,8 @@ def joint_limits(
     if isinstance(age_offset, Tensor):
         age = expect("age_offset", floating(age_offset)).clamp(0, 1)[..., None, None, None]
     else:
-        age = torch.tensor(min(max(float(age_offset), 0.0), 1.0), dtype=dtype, device=device)
+        offset = read_number("age_offset", age_offset, "a number", finite=False)
+        age = torch.tensor(min(max(offset, 0.0), 1.0), dtype=dtype, device=read_device(device))
     free = [(-math.inf, math.inf)] * 3
     bounds = [[free if limits is None else limits[1:] for limits in pair] for pair in ranges]
     adult, infant = torch.deg2rad(torch.tensor(bounds, dtype=age.dtype, device=age.device)).unbind(1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor, nn
 
-from agebody.checks import Reduction
+from agebody.checks import Reduction, expect_choice, read_number
 
 Values = Mapping[str, Any]
 """Tensors by name: what a network or a fit predicts, or what is known."""
@@ -51,6 +51,9 @@ class Objective(nn.Module):
 
     def __init__(self, terms: Mapping[str, LossTerm], *, reduction: Reduction = "mean") -> None:
         super().__init__()
+        expect_choice("reduction", reduction, get_args(Reduction))
+        for name, term in terms.items():
+            read_number(f"terms[{name!r}].weight", term.weight)
         self.reduction: Reduction = reduction
         self.terms = dict(terms)
         found = {name: term.loss for name, term in self.terms.items() if isinstance(term.loss, nn.Module)}

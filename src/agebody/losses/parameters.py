@@ -144,6 +144,8 @@ def paired_matrices(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return matrices of predicted and of as many true rotations by `visible_matrices`, and weights."""
     first = visible_matrices("pred", pred, pose_format, weights)
+    if target_format is not None:
+        check_format(target_format, "target_format")
     second = visible_matrices("target", target, target_format or pose_format, weights)
     expect_dtype("target", second, first)
     entries = first.shape[:-2]

@@ -15,14 +15,23 @@ from torch import Tensor
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_prior, write_prior
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, read_rotations, reduce
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    expand_weights,
+    read_count,
+    read_number,
+    read_rotations,
+    read_share,
+    reduce,
+)
 from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
 from agebody.losses.prior_arrays import (
     angle_indices,
     check_covariances,
-    check_share,
     common_joints,
     read_array,
     read_names,
@@ -199,7 +208,8 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
             options: ``dtype`` and ``device``, as of the class.
         """
         samples = read_samples(poses, joint_names, least=2)
-        check_share(regularization)
+        if regularization is not None:
+            read_share("regularization", regularization)
         covariance = shrunk_covariance(samples, regularization=regularization)
         check_covariances("poses: their covariance", covariance[None])
         return cls(samples.mean(0), whiten(covariance).T, joint_names, **options)
@@ -316,11 +326,11 @@ class MaxMixturePrior(_PosePrior[Mixture]):
             seed: of the initial clusters.
             options: ``soft``, ``dtype`` and ``device``, as of the class.
         """
-        if components < 1 or iterations < 1:
-            raise ValueError(
-                f"components, iterations: expected at least 1, got {components} and {iterations}"
-            )
-        check_share(regularization)
+        read_count("components", components, least=1)
+        read_count("iterations", iterations, least=1)
+        read_count("seed", seed)
+        read_number("tolerance", tolerance, "a finite number of 0 or more", 0)
+        read_share("regularization", regularization)
         samples = read_samples(poses, joint_names, least=max(components, 2))
         try:
             fitted = fit_mixture(

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from agebody.assets.asset import check_finite, check_shape
 from agebody.assets.prior_files import LARGEST
-from agebody.checks import read_rotations
+from agebody.checks import read_rotations, read_texts
 
 
 def read_names(joint_names: Sequence[str]) -> tuple[str, ...]:
     """Return different names, at least one."""
-    names = tuple(joint_names)
+    names = read_texts("joint_names", joint_names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names:
         raise ValueError("joint_names: expected at least one name, got none")
@@ -76,12 +76,6 @@ def whiten(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
 
     factor = np.linalg.cholesky(covariance)
     return solve_triangular(factor, np.eye(len(factor)), lower=True)
-
-
-def check_share(regularization: float | None) -> None:
-    """Raise ValueError for a regularization outside [0, 1]."""
-    if regularization is not None and not 0 <= regularization <= 1:
-        raise ValueError(f"regularization: expected 0 to 1, got {regularization}")
 
 
 def read_samples(poses: Any, joint_names: Sequence[str], *, least: int) -> Float[np.ndarray, "N D"]:

@@ -25,8 +25,18 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras.weak import MAHMR_RESOLUTION
-from agebody.checks import Reduction, apply_mask, at_least_float32, reduce, residual
-from agebody.keypoints import KeypointLayout
+from agebody.checks import (
+    Reduction,
+    apply_mask,
+    at_least_float32,
+    read_count,
+    read_number,
+    read_positive,
+    read_texts,
+    reduce,
+    residual,
+)
+from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses.adversarial import adversarial_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.depth import fov_loss, relative_metric_loss
@@ -68,6 +78,7 @@ def aionhmr_objective(
             alone; people with a weighted age offset are left out. 0.03 is twenty times that of the betas,
             because offsets outside their class are off by tenths.
     """
+    read_number("age_class_weight", age_class_weight, "a finite number of 0 or more", 0)
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
     terms["betas"] = LossTerm(terms["betas"].weight, partial(_identity, age=True), WITH_AGE, WITH_AGE)
     if age_class_weight:
@@ -89,6 +100,7 @@ def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
     Args:
         smoothness: s; 1 in the first stage, 10 in the second.
     """
+    smoothness = read_number("smoothness", smoothness, "a finite number of 0 or more", 0)
     return Objective(
         {
             "keypoints_2d": _compared(0.001, "keypoints_2d", ROBUST_REPROJECTION, dims=2, squared=True),
@@ -135,8 +147,9 @@ def smplify_x_objective(
         joint_names: of ``body_pose``, for the hyperextension prior.
         intersection: ``vertices`` -> (*batch); None leaves the term out.
     """
-    if not 0 <= stage < len(SMPLIFY_X_STAGES):
-        raise ValueError(f"stage: expected 0 to {len(SMPLIFY_X_STAGES) - 1}, got {stage}")
+    read_count("stage", stage, len(SMPLIFY_X_STAGES) - 1)
+    data_weight = read_number("data_weight", data_weight, "a finite number of 0 or more", 0)
+    joint_names = read_texts("joint_names", joint_names)
     pose, shape, apart = SMPLIFY_X_STAGES[stage]
     hyperextension = partial(hyperextension_prior, joint_names=joint_names, reduction="none")
     prior = ("latent_pose", _squares) if pose_prior is None else ("body_pose", pose_prior)
@@ -169,6 +182,7 @@ def metric_aware_objective(
     """
     pose = ("global_orient", "body_pose")
     identity = WITH_AGE if age else WITH_AGE[:1]
+    image_size = read_positive("image_size", image_size, "a side", " [pixels]")
     of_betas = partial(
         _identity, age=age, beta_weights=METRIC_AWARE_BETA_WEIGHTS, age_weight=10.0, penalty="l1", mean=True
     )
@@ -216,6 +230,7 @@ def _compared(weight: float, name: str, loss: Callable[..., Tensor], **options: 
 
 def _points(weight: float, layout: str | KeypointLayout | None, **options: Any) -> LossTerm:
     """Return the term of points relative to the root of a layout; people without their root do not count."""
+    layout = None if layout is None else get_layout(layout)
     loss = partial(keypoints_3d_loss, layout=layout)
     return _compared(weight, "keypoints_3d", loss, rooted=layout, **options)
 

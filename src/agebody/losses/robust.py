@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import expect, read_positive
+from agebody.checks import expand_to, expect, expect_numbers, expect_values, read_number, read_positive
 
 Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
 """``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns a
@@ -20,11 +21,12 @@ def penalize(residual: Float[Tensor, "*shape"], penalty: Penalty) -> Float[Tenso
     """Return the cost of each residual."""
     if callable(penalty):
         return penalty(residual)
+    if not isinstance(penalty, str) or penalty not in ("l1", "l2"):
+        given = reprlib.repr(penalty)
+        raise ValueError(f"penalty: expected 'l1', 'l2' or a function of residuals, got {given}")
     if penalty == "l1":
         return residual.abs()
-    if penalty == "l2":
-        return residual.square()
-    raise ValueError(f"penalty: expected 'l1', 'l2' or a function of residuals, got {penalty!r}")
+    return residual.square()
 
 
 def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor, "*shape"]:
@@ -90,15 +92,18 @@ def tals(
         threshold: distance, in the same unit; one, or one per point.
         scale: of the cost of nearer points.
     """
-    residual = expect("residual", residual)
-    limit = torch.as_tensor(threshold, dtype=residual.dtype, device=residual.device)
-    far = residual.detach().norm(dim=-1, keepdim=True) > limit[..., None]
+    residual = expect("residual", residual, None)
+    distance = residual.detach().norm(dim=-1)
+    limit = expand_to("threshold", expect_numbers("threshold", threshold, residual), distance.shape)
+    expect_values(threshold=(limit >= 0, "distances of 0 or more"), wait=False)
     size = residual.abs()
-    return torch.where(far, size, scale * size)
+    scale = read_number("scale", scale, "a finite number of 0 or more", 0)
+    return torch.where((distance > limit)[..., None], size, scale * size)
 
 
 def _scale(name: str, value: float | Tensor, like: Tensor) -> float | Tensor:
     """Return a scale as a floating-point number, as squares of small integer types overflow."""
-    if isinstance(value, Tensor):
-        return value.to(like)
-    return read_positive(name, value, "a finite number")
+    if not isinstance(value, Tensor):
+        return read_positive(name, value, "a finite number")
+    expect_values(**{name: ((value > 0) & (value < torch.inf), "finite numbers above 0")}, wait=False)
+    return expand_to(name, value.to(like), like.shape)

@@ -16,6 +16,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_values,
+    read_number,
     reduce,
 )
 from agebody.losses.parameters import rotation_angle, visible_matrices
@@ -73,6 +74,7 @@ def acceleration_loss(
         penalty: p, of each coordinate.
         reduction: over (*batch, T - 2, K).
     """
+    momentum = read_number("momentum", momentum)
     steps, durations, weights = _steps(points, times, weights)
     velocity = steps / durations
     between = (_later(durations) + _earlier(durations)) / 2

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.checks import at_least_float32, expect, expect_dtype, safe_norm
-from agebody.engine.backend import BackendName, choose_search, load_kernels
+from agebody.engine.backend import BackendName, check_backend, choose_search, load_kernels
 from agebody.engine.batched import own_precision
 from agebody.mesh.search import expect_faces, register
 
@@ -231,7 +231,7 @@ def visible_vertices(
     facing = facing.scatter_reduce(
         1, faces.flatten().expand(len(mesh), -1), towards.byte().repeat_interleave(3, 1), "amax"
     )
-    clear = torch.ops.agebody.clear_sights(mesh, faces, eyes, backend)
+    clear = torch.ops.agebody.clear_sights(mesh, faces, eyes, check_backend(backend))
     known = vertices.isfinite().all(-1) & eye.isfinite().all(-1)[..., None]
     return (facing.bool() & clear).reshape(*batch, vertices.shape[-2]) & known
 
@@ -288,7 +288,7 @@ def _search(points: Tensor, triangles: Tensor, ordered: bool, backend: BackendNa
     else:
         triangles = triangles.expand(*batch, -1, 3, 3)
         flat = (points.reshape(batch.numel(), n, 3), triangles.flatten(0, len(batch) - 1))
-    return torch.ops.agebody.closest_triangles(*flat, backend, ordered).reshape(*batch, n)
+    return torch.ops.agebody.closest_triangles(*flat, check_backend(backend), ordered).reshape(*batch, n)
 
 
 def _closest_triangles(

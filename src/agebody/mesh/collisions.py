@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, expect_asset
 from agebody.checks import expect_integers, expect_tensor, flatten, read_count
-from agebody.engine.backend import BackendName
+from agebody.engine.backend import BackendName, check_backend
 from agebody.engine.trees import unflatten
 from agebody.mesh.search import check_mesh, expect_ids
 
@@ -74,6 +74,7 @@ class Exclusions:
     @classmethod
     def of_pairs(cls, pairs: Int[Tensor, "*batch 2"], num_faces: int) -> Exclusions:
         """Make exclusions from pairs of faces, such as the collisions of another pose; -1 is ignored."""
+        read_count("num_faces", num_faces)
         device = expect_tensor("pairs", pairs).device
         parts = torch.zeros(num_faces, dtype=torch.int32, device=device)
         return cls.of_parts(parts, torch.zeros(1, 1, dtype=torch.bool, device=device)).and_pairs(pairs)
@@ -103,6 +104,7 @@ class Exclusions:
         Source: the filter of SMPLify-X (Pavlakos et al., CVPR 2019).
         """
         faces = torch.from_numpy(np.array(expect_asset(asset).faces))
+        read_count("within", within)
         parts = torch.from_numpy(asset.dense_weights()[asset.faces].sum(1).argmax(1))
         excluded = cls.of_parts(parts, _related(asset, within, touching))
         if rest:
@@ -172,7 +174,7 @@ def find_collisions(
     find = functools.partial(
         torch.ops.agebody.colliding_faces,
         *(bodies, faces, exclude.parts, exclude.related, exclude.keys),
-        backend=backend,
+        backend=check_backend(backend),
     )
     keys, count = find(capacity=CAPACITY if max_collisions is None else max_collisions)
     most = int(count.max()) if len(count) else 0

@@ -15,7 +15,7 @@ from agebody.assets.container import PathLike, naming, read_raw
 from agebody.assets.own_files import read_names, write_own_file
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import expect_values, read_count, read_tensor
+from agebody.checks import expect_values, read_count, read_number, read_tensor
 from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
 from agebody.keypoints import KeypointLayout
@@ -142,10 +142,8 @@ class MarkerSet(ExactBuffers):
             Markers on the CPU, in the body's dtype.
         """
         template = expect_body(body).asset.template.astype(np.float64)
-        if not (isinstance(count, int) and 1 <= count <= len(template)):
-            raise ValueError(f"count: expected 1 to {len(template)}, the body's vertices, got {count}")
-        if not 0 <= noise_sd < np.inf:
-            raise ValueError(f"noise_sd: expected a number of 0 or more, got {noise_sd}")
+        read_count("count", count, len(template), body.asset.metadata.name, least=1)
+        noise_sd = read_number("noise_sd", noise_sd, "a length of 0 or more [m]", 0)
         read_count("batch_size", batch_size, least=1)
         sizes = (people.body_pose.shape[-2], people.betas.shape[-1])
         if sizes != (body.num_joints - 1, body.num_betas):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.checks import apply_mask, expand_weights, expect, flatten, safe_norm
-from agebody.engine.backend import BackendName
+from agebody.engine.backend import BackendName, check_backend
 from agebody.engine.trees import unflatten
 from agebody.mesh.closest import closest_barycentric, closest_faces, interpolate
 from agebody.mesh.search import check_mesh, check_points
@@ -66,7 +66,7 @@ def winding_number(
     """
     points, vertices, faces = check_points(points, vertices, faces)
     numbers = torch.ops.agebody.winding_numbers(
-        flatten(points.detach(), None, 2), flatten(vertices.detach(), None, 2), faces, backend
+        flatten(points.detach(), None, 2), flatten(vertices.detach(), None, 2), faces, check_backend(backend)
     )
     return numbers.reshape(points.shape[:-1])
 
@@ -95,7 +95,7 @@ def contains(
     meshes = flatten(vertices.detach(), None, 2)
     each = torch.arange(len(meshes), device=meshes.device)
     inside = torch.ops.agebody.inside_meshes(
-        flatten(points.detach(), None, 2), meshes, faces, each, each, backend
+        flatten(points.detach(), None, 2), meshes, faces, each, each, check_backend(backend)
     )
     return inside.reshape(points.shape[:-1])
 
@@ -161,7 +161,9 @@ def find_penetrations(
     near = ((lower[sets] <= upper[targets]) & (lower[targets] <= upper[sets])).all(-1)
     pairs = (near & present[sets] & present[targets]).nonzero()[:, 0]
     meshes, mesh = targets[pairs].unique(return_inverse=True)
-    inside = torch.ops.agebody.inside_meshes(bodies, bodies[meshes], faces, sets[pairs], mesh, backend)
+    inside = torch.ops.agebody.inside_meshes(
+        bodies, bodies[meshes], faces, sets[pairs], mesh, check_backend(backend)
+    )
     pair, vertex = inside.nonzero(as_tuple=True)
     pair = pairs[pair]
     face = _nearest_faces(bodies, faces, sets[pair], vertex, targets[pair], backend)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +18,7 @@ from agebody.checks import (
     expect_choice,
     expect_pair,
     read_count,
+    read_number,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout, get_layout
@@ -63,7 +63,8 @@ def pck(
         weights: (*batch, K), which keypoints count; any weight other than 0 counts as 1.
         reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
-    errors, length, counted = _relative(pred, target, reference, weights, threshold)
+    threshold = read_number("threshold", threshold, "a number of 0 or more", 0, finite=False)
+    errors, length, counted = _relative(pred, target, reference, weights)
     return Errors(decided(errors < threshold * length, errors), counted)
 
 
@@ -82,10 +83,9 @@ def pck_auc(
 
     The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Other arguments as
     of `pck`."""
-    if max_threshold == math.inf:
-        raise ValueError("max_threshold: expected a finite number of 0 or more, got inf")
+    max_threshold = read_number("max_threshold", max_threshold, "a finite number of 0 or more", 0)
     read_count("steps", steps, least=1)
-    errors, length, counted = _relative(pred, target, reference, weights, max_threshold, "max_threshold")
+    errors, length, counted = _relative(pred, target, reference, weights)
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
     right = errors[..., None] < limits * length[..., None]
     return Errors(decided(right, errors[..., None].expand(right.shape)).mean(-1), counted)
@@ -180,16 +180,9 @@ def reference_length(
 
 
 def _relative(
-    pred: Tensor,
-    target: Tensor,
-    reference: Tensor | None,
-    weights: Tensor | None,
-    threshold: float,
-    name: str = "threshold",
+    pred: Tensor, target: Tensor, reference: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the error of each keypoint, the length that it is compared with, and which keypoints count."""
-    if not threshold >= 0:
-        raise ValueError(f"{name}: expected a number of 0 or more, got {threshold}")
     expect("pred", pred, None, None)
     pred, target, weights = expect_pair(pred, target, weights, None)
     difference, counted = pred - target, None if weights is None else weights != 0

@@ -9,12 +9,13 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor
+from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor, read_number
 from agebody.losses.depth import differences
 from agebody.metrics.record import Errors, decided, metric
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
+LENGTH = "a length of 0 or more"
 _MISSED_DEPTH = 100.0
 """Depth of a missed person in SMAP's code [m]."""
 
@@ -70,7 +71,9 @@ def depth_relations(
     Returns:
         Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
     """
-    pred, lost, known = _read_people(pred, target, weights, missed, age_classes, threshold)
+    threshold = read_number("threshold", threshold, LENGTH, 0, finite=False)
+    same_layer = read_number("same_layer", same_layer, LENGTH, 0, finite=False)
+    pred, lost, known = _read_people(pred, target, weights, missed, age_classes)
     there = known & ~lost
     if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
         there = there & (target >= 0)
@@ -111,6 +114,7 @@ def pcdr(
     `depth_relations`, and ``penalty``, what one missed person adds to the pairs. With ``age_classes``, one
     share per class is returned: of the pairs with either person of that class.
     """
+    penalty = read_number("penalty", penalty, "a finite number of 0 or more", 0)
     counts = depth_relations(
         pred,
         target,
@@ -151,7 +155,8 @@ def pcod(
 
     Source: Zhen et al., SMAP, ECCV 2020.
     """
-    pred, lost, known = _read_people(pred, target, weights, missed, None, threshold)
+    threshold = read_number("threshold", threshold, LENGTH, 0, finite=False)
+    pred, lost, known = _read_people(pred, target, weights, missed, None)
     first, second = torch.triu_indices(pred.shape[-1], pred.shape[-1], 1, device=pred.device)
     depths = torch.where(lost, _MISSED_DEPTH, pred), expect("target", target)
     by_pred, by_target = (x[..., first] - x[..., second] for x in (torch.where(known, x, 0) for x in depths))
@@ -166,11 +171,8 @@ def _read_people(
     weights: Weights,
     missed: Tensor | None,
     age_classes: Tensor | None,
-    threshold: float,
 ) -> tuple[Float[Tensor, "*images P"], Bool[Tensor, "*images P"], Bool[Tensor, "*images P"]]:
     """Return depths, who was missed, and whose depth is known and counts."""
-    if not threshold >= 0:
-        raise ValueError(f"threshold: expected a length of 0 or more, got {threshold}")
     pred, known = expect("pred", pred, None), ~expect_tensor("target", target).isnan()
     for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
         if given is not None and expect_tensor(name, given).shape != pred.shape:

@@ -20,6 +20,8 @@ from agebody.checks import (
     expect,
     expect_choice,
     expect_tensor,
+    read_number,
+    read_share,
     safe_norm,
 )
 
@@ -234,7 +236,7 @@ def match_keypoints(
         rule: a name of `MATCHING_RULES`, or a rule of your own.
         valid: false for people who do not count; see `match`.
     """
-    if isinstance(rule, str):
+    if not isinstance(rule, MatchingRule):
         expect_choice("rule", rule, MATCHING_RULES)
         rule = MATCHING_RULES[rule]
     cost = keypoint_distances(pred, target, weights=weights, distance=rule.distance)
@@ -263,8 +265,7 @@ def detection_scores(matched: int, false_positives: int, missed: int) -> Detecti
     NaN where the denominator is 0: precision without predictions, recall without people, F1 without both.
     """
     for name, count in {"matched": matched, "false_positives": false_positives, "missed": missed}.items():
-        if not 0 <= count < math.inf:
-            raise ValueError(f"{name}: expected a count of 0 or more, got {count}")
+        read_number(name, count, "a count of 0 or more", 0)
 
     def share(part: float, whole: float) -> float:
         return part / whole if whole else float("nan")
@@ -285,8 +286,8 @@ def normalized_error(error: float, f1: float) -> float:
         error: mean over the matched people.
         f1: of the matching, as of `detection_scores`.
     """
-    if f1 < 0 or f1 > 1:
-        raise ValueError(f"f1: expected a share from 0 to 1, got {f1}")
+    if not (isinstance(f1, float) and math.isnan(f1)):
+        f1 = read_share("f1", f1)
     rounded = round(f1, 2)
     return error / rounded if rounded else float("inf")
 

@@ -12,7 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, expect_pair, safe_norm
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    at_least_float32,
+    expect,
+    expect_pair,
+    read_number,
+    safe_norm,
+)
 from agebody.keypoints import KeypointLayout
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.losses.parameters import paired_matrices, rotation_angle
@@ -214,8 +223,7 @@ def joint_limit_violations(
         weights: (*batch, J), which joints count.
         reduction: over joints.
     """
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance: expected an angle of 0 or more, got {tolerance}")
+    tolerance = read_number("tolerance", tolerance, "an angle of 0 or more", 0, finite=False)
     excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights).abs().amax(-1)
     return Errors(decided(excess > tolerance, excess), weights)
 

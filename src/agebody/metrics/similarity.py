@@ -18,6 +18,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_values,
+    read_positive,
 )
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.record import Errors, metric
@@ -57,6 +58,8 @@ def oks_sigmas(
     """
     if isinstance(layout, (str, KeypointLayout)):
         layout = get_layout(layout).names
+    if default is not None:
+        default = read_positive("default", default)
     sigmas = []
     for name in layout:
         side = name.removeprefix("left_").removeprefix("right_")

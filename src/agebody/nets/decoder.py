@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from agebody.checks import expect_choice, read_count, read_texts
 from agebody.nets.readouts import ReadoutHead
 from agebody.nets.regressor import start_readouts
 
@@ -41,11 +42,14 @@ class DecoderHead(ReadoutHead):
         depth: int = 6,
         heads: int = 8,
     ) -> None:
+        for name, number in {"channels": channels, "width": width, "depth": depth, "heads": heads}.items():
+            read_count(name, number, least=1)
+        token_starts = read_texts("token_starts", token_starts)
         super().__init__(readouts, condition)
         unknown = [name for name in token_starts if self.start(name) is None]
         if unknown:
             raise ValueError(f"token_starts: expected read-outs that have a start, got {', '.join(unknown)}")
-        self.channels, self.token_starts = channels, tuple(token_starts)
+        self.channels, self.token_starts = channels, token_starts
         token = condition + sum(self.sizes[name] for name in token_starts)
         self.transformer = _Transformer(max(token, 1), width, channels, depth, heads)
         self.add_layers(width)
@@ -59,8 +63,7 @@ class DecoderHead(ReadoutHead):
                 and 44 keypoints of the crop; "camerahmr_x", with 15 joints of each hand and 16 betas.
             sizes: ``channels`` and the others of the class.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"name: expected one of {', '.join(_PRESETS)}, got {name!r}")
+        expect_choice("name", name, _PRESETS)
         joints, shape, others, condition, token_starts = _PRESETS[name]
         readouts = start_readouts(joints, shape) | others
         return cls(readouts, condition=condition, token_starts=token_starts, **sizes)

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import expect
+from agebody.checks import expect, read_count, read_positive
 
 
 class FieldOfView(nn.Module):
@@ -24,7 +24,8 @@ class FieldOfView(nn.Module):
 
     def __init__(self, channels: int = 768, *, least: float = 0.08) -> None:
         super().__init__()
-        self.channels, self.least = channels, least
+        self.channels = read_count("channels", channels, least=1)
+        self.least = read_positive("least", least, "an angle", " [rad]")
         self.layers = nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
         self.layers.append(last := nn.Linear(channels, 1))
         nn.init.xavier_uniform_(last.weight, gain=0.1)

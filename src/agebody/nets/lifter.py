@@ -29,7 +29,7 @@ from agebody.body.model import expect_body
 from agebody.cameras import Camera, box_around
 from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.cameras.weak import translation_to_weak
-from agebody.checks import Weights, expect, expect_values, flatten
+from agebody.checks import Weights, expect, expect_values, flatten, read_count
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import put_rows, take_rows, unflatten, without_gradients
 from agebody.files import replacing
@@ -145,7 +145,7 @@ class Lifter(nn.Module):
 
     def __init__(self, *, width: int = 512, blocks: int = 3) -> None:
         super().__init__()
-        self.width, self.blocks = width, blocks
+        self.width, self.blocks = read_count("width", width, least=1), read_count("blocks", blocks)
         self.embed = nn.Linear(FEATURES, width)
         self.layers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))

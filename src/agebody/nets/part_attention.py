@@ -47,7 +47,13 @@ class PartAttentionHead(ReadoutHead):
         if self.sizes.get("pose", 1) % 6 or "parts" in self.sizes:
             wanted = "pose among them, six numbers per joint, and not parts, which the head adds"
             raise ValueError(f"readouts: expected {wanted}, got {', '.join(self.sizes)}")
-        read_count("layers", layers, least=1)
+        for name, number in {
+            "channels": channels,
+            "width": width,
+            "layers": layers,
+            "narrow": narrow,
+        }.items():
+            read_count(name, number, least=1)
         joints = self.sizes["pose"] // 6
         owners = torch.arange(joints) if parts is None else torch.from_numpy(parts.joints)
         if owners.shape[0] != joints:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from agebody.checks import expect, expect_tensor
+from agebody.checks import expect, expect_tensor, read_count
 
 _MODULES = {
     "pose": ("decpose", "init_body_pose"),
@@ -46,7 +46,7 @@ class ReadoutHead(nn.Module):
             ):
                 wanted = "a name without dots and spaces, and a tensor to start from or a size"
                 raise ValueError(f"readouts: expected {wanted}, got {name!r} and {type(value).__name__}")
-        self.condition = condition
+        self.condition = read_count("condition", condition)
         self.sizes = {name: v.numel() if isinstance(v, Tensor) else v for name, v in readouts.items()}
         for name, start in readouts.items():
             if isinstance(start, Tensor):

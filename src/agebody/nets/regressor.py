@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import expect
+from agebody.checks import expect, read_count
 from agebody.parameters import BodyParameters
 from agebody.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
 
@@ -120,6 +120,7 @@ def start_readouts(body: BodyModel | int, num_shape: int = 10) -> dict[str, Tens
         HMR's crops. A body of expressions has "expression" too.
     """
     others = {}
+    read_count("num_shape", num_shape)
     if not isinstance(body, int):
         expect_body(body)
         if body.num_expression:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import read_count, read_positive
+from agebody.checks import read_count, read_number, read_positive
 from agebody.engine.batched import own_precision
 from agebody.optim.quadratic import Model
 
@@ -99,8 +98,7 @@ def minimize(
     bounds = _read_bounds(start, lower, upper)
     tolerances = _Tolerances(cost_tolerance, step_tolerance, gradient_tolerance)
     for name, number in tolerances._asdict().items():
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{name}_tolerance: expected a number of 0 or more, got {number}")
+        read_number(f"{name}_tolerance", number, "a finite number of 0 or more", 0)
     read_positive("damping", damping)
     read_count("max_iterations", max_iterations)
     with own_precision(start.device):

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.checks import apply_mask
+from agebody.checks import apply_mask, expect_numbers, expect_values
 from agebody.optim.motion import Motion, Moves
 from agebody.optim.quadratic import ChainQuadratic, Quadratic
 from agebody.optim.state import Block, FreeVariables, State, Term
@@ -226,7 +226,9 @@ def parameter_bounds(
     """Return lower and upper bounds of all parameters."""
     low, high = torch.full_like(like[:, :1], -torch.inf), torch.full_like(like[:, :1], torch.inf)
     slices = group_slices(body)
-    largest = beta_bound[:, None] if isinstance(beta_bound, Tensor) else beta_bound
+    largest = expect_numbers("beta_bound", beta_bound, like)
+    expect_values(beta_bound=(largest >= 0, "numbers of 0 or more"))
+    largest = largest[:, None] if largest.dim() else largest
     low[..., slices["betas"]], high[..., slices["betas"]] = -largest, largest
     if body.age_anchors:
         for bound, age in zip((low, high), ages, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import apply_mask, read_count
+from agebody.checks import apply_mask, read_count, read_number, read_positive, read_share
 from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import Solution, minimize
 from agebody.optim.motion import Motion
@@ -101,6 +102,7 @@ def fit_bodies(
         not finite stays where it was.
     """
     expect_body(body)
+    repeated = read_share("repeated", repeated)
     check_stages(stages, (*terms, *(name for name in names if name not in terms)), terms)
     vectors = start.vector().detach()
     expected = group_slices(body)["transl"].stop
@@ -185,20 +187,25 @@ def check_stages(
     stages: Sequence[Stage], names: Collection[str], terms: Mapping[str, Any] | None = None
 ) -> None:
     """Check the names, weights and scales of stages; scales need a robust cost in ``terms``."""
+    if not isinstance(stages, Sequence) or not all(isinstance(stage, Stage) for stage in stages):
+        raise TypeError(f"stages: expected a list of Stage, got {reprlib.repr(stages)}")
     if not stages:
         raise ValueError("stages: expected at least one")
     for stage in stages:
+        read_count("stages: max_iterations", stage.max_iterations)
+        read_number("stages: cost_tolerance", stage.cost_tolerance, "a finite number of 0 or more", 0)
+        for name, given in (("weights", stage.weights), ("scales", stage.scales)):
+            if not isinstance(given, Mapping):
+                raise TypeError(f"stages: expected {name} by the names of terms, got {reprlib.repr(given)}")
         unknown = sorted({*stage.weights, *stage.scales} - {*names})
         if unknown:
             raise ValueError(
                 f"stages: expected names of terms ({', '.join(names)}), got {', '.join(unknown)}"
             )
         for name, weight in stage.weights.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"stages: expected weights of 0 or more, got {weight} of {name!r}")
+            read_number("stages", weight, f"a weight of 0 or more of {name!r}", 0)
         for name, scale in stage.scales.items():
-            if not 0 < scale < math.inf:
-                raise ValueError(f"stages: expected scales above 0, got {scale} of {name!r}")
+            read_positive("stages", scale, f"a scale of {name!r}")
             if terms and name in terms and not hasattr(terms[name], "robust_scale"):
                 raise ValueError(f"stages: expected scales of terms with a robust cost, got one of {name!r}")
 

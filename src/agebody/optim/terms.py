@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import NEAR, expect_camera
-from agebody.checks import apply_mask
+from agebody.checks import apply_mask, expect_choice, read_positive
 from agebody.engine.batched import building
 from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
@@ -54,6 +54,13 @@ def robust_weights(
     raise ValueError(f"robust: expected 'gmof', 'huber' or None, got {robust!r}")
 
 
+def _check_robust(robust: Any, robust_scale: Any) -> float:
+    """Check a robust cost, and return its scale as a float."""
+    if robust is not None:
+        expect_choice("robust", robust, ("gmof", "huber"))
+    return read_positive("robust_scale", robust_scale)
+
+
 class Reprojection:
     """Keypoints in images: ``½ Σ w ρ(|x - x_observed| / unit)`` over coordinates.
 
@@ -84,7 +91,7 @@ class Reprojection:
         self.camera = camera.expand(*keypoints.shape[:2])
         self.unit = unit if unit.dim() == 3 else unit[..., None]
         self.robust: Robust = robust
-        self.robust_scale = robust_scale
+        self.robust_scale = _check_robust(robust, robust_scale)
 
     def __call__(self, state: State) -> Block:
         """Return two residuals per keypoint and view."""
@@ -124,7 +131,7 @@ class Points:
         self.layout = get_layout(layout)
         self.points, self.weights = apply_mask(points, weights, 1), weights
         self.robust: Robust = robust
-        self.robust_scale = robust_scale
+        self.robust_scale = _check_robust(robust, robust_scale)
 
     def __call__(self, state: State) -> Block:
         """Return three residuals per point."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
+
+from agebody.checks import read_number
 
 Angles = tuple[float, float, float]
 """Angles about x, y and z [degrees]; the rotation of the joint is Rx Ry Rz.
@@ -93,5 +96,7 @@ def pose(name: str, joint_names: Sequence[str], *, heading: float = 0.0) -> Floa
         )
     angles = np.array([POSES[name].get(joint, (0.0, 0.0, 0.0)) for joint in joint_names])
     turns = Rotation.from_euler("XYZ", angles, degrees=True)
+    what = "an angle from -2 pi to 2 pi [rad], not degrees"
+    heading = read_number("heading", heading, what, -2 * math.pi, 2 * math.pi)
     root = Rotation.from_euler("Y", heading) * turns[0]
     return np.concatenate([root.as_rotvec()[None], turns[1:].as_rotvec()])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import expect, read_positive
+from agebody.checks import expect, read_number, read_positive
 from agebody.engine.batched import own_precision
 from agebody.losses import plane_height
 
@@ -99,6 +99,8 @@ class Cloud(NamedTuple):
             margin: smallest height of points that are kept, above the noise of the table [m].
             height: largest height [m].
         """
+        margin = read_number("margin", margin, "a height [m]", finite=False)
+        height = read_number("height", height, "a height [m]", finite=False)
         found = plane_height(self.points, plane.normal, plane.offset)
         kept = (found > margin) & (found < height)
         return Cloud(self.points[kept], None if self.normals is None else self.normals[kept])

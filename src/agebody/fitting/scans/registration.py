@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,8 @@ from agebody.body import SMIL, BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.engine.backend import BackendName
+from agebody.checks import read_count, read_number, read_positive
+from agebody.engine.backend import BackendName, check_backend
 from agebody.engine.batched import own_precision
 from agebody.fitting.patches import farthest_points
 from agebody.fitting.scans.clouds import Cloud, Plane
@@ -144,12 +144,15 @@ def fit_scans(
         seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
         frames = len(seen.points)
         check_stages(stages, TERMS)
-        if rounds < 1 or shape_frames < 1 or sample < 2:
-            raise ValueError("rounds, shape_frames, sample: expected at least one of each, two of sample")
+        read_count("rounds", rounds, least=1)
+        read_count("shape_frames", shape_frames, least=1)
+        read_count("sample", sample, least=2)
+        read_positive("max_s2m", max_s2m, "a distance", " [m]", finite=False)
+        check_backend(backend)
         if age_offset is not None and not body.age_anchors:
             raise ValueError(f"age_offset: {type(body).__name__} has one age")
-        if age_offset is not None and not math.isfinite(age_offset):
-            raise ValueError(f"age_offset: expected a finite number, got {age_offset}")
+        if age_offset is not None:
+            age_offset = read_number("age_offset", age_offset)
         known_age = None if age_offset is None else seen.points.new_tensor(age_offset)
         pose_prior = _read_prior(pose_prior, body, age_offset)
         if start is not None:

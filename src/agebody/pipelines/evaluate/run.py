@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from agebody.annotations.people import fail
-from agebody.checks import expect_choice
+from agebody.checks import expect_choice, read_count
 from agebody.keypoints import get_layout
 from agebody.pipelines.evaluate.coco import coco_table, read_coco
 from agebody.pipelines.evaluate.files import Bodies, read_bodies
@@ -48,7 +48,7 @@ def evaluate_files(
     expect_choice("table", table, get_args(TableName))
     if layout is not None:
         get_layout(layout)
-    intervals = Intervals(resamples, seed)
+    intervals = Intervals(read_count("resamples", resamples), read_count("seed", seed))
     json_files = [path.suffix.lower() == ".json" for path in (pred, target)]
     if any(json_files):
         if not all(json_files) or table not in ("auto", "coco"):

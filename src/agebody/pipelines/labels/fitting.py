@@ -20,7 +20,7 @@ from agebody.annotations.tracks import frame_numbers
 from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
-from agebody.checks import read_count, read_positive
+from agebody.checks import read_count, read_positive, read_share
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout, joint_layout
@@ -85,6 +85,8 @@ def fit_annotations(
         raise ValueError("focal, fov: expected one of them")
     if focal is not None:
         read_positive("focal", focal, "a length", " [pixels]")
+    if motion_sd is not None:
+        read_positive("motion_sd", motion_sd, "None, or a standard deviation", " [m]", finite=False)
     read_count("batch_size", batch_size, least=1)
     if cameras is not None and lifter is not None:
         raise ValueError("lifter: expected None with cameras; it estimates single views")
@@ -92,8 +94,7 @@ def fit_annotations(
         raise ValueError("cameras: expected motion_sd with them, and neither focal nor fov")
     if motion_sd is not None and (people.tracks is None or (people.tracks < 0).any()):
         fail(people.path, "tracks: expected a number for everybody, to fit people over time")
-    if not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence: expected 0 to 1, got {min_confidence}")
+    min_confidence = read_share("min_confidence", min_confidence)
     people.image_sizes()
     people = with_ages(body, people, **given)
     people = replace(people, weights=np.where(people.weights >= min_confidence, people.weights, 0))

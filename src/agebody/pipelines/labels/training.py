@@ -28,7 +28,7 @@ from agebody.annotations.photographs import is_upright_jpeg, read_photograph
 from agebody.assets.asset import HAND_JOINTS, SMPL_JOINT_NAMES
 from agebody.assets.landmarks import TIPS5
 from agebody.body import BodyModel
-from agebody.checks import read_count
+from agebody.checks import read_count, read_positive
 from agebody.files import replacing_shards, save_npz
 from agebody.fitting.whole_body import FACE, FACE_POINTS
 from agebody.keypoints import get_layout
@@ -65,6 +65,7 @@ def training_arrays(
         box_scale: factor by which boxes are enlarged.
         true: hands and faces are labels even if no points show them, as for synthetic people.
     """
+    box_scale = read_positive("box_scale", box_scale)
     if not has_training_joints(labels.joint_names):
         raise ValueError(
             f"labels: expected a body of SMPL's 24 joints, or of its first 22 and hands, got "

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from agebody.checks import expect_choice
+from agebody.checks import expect_choice, read_number
 from agebody.keypoints import KeypointLayout
 
 Background = Literal["blank", "inpaint", "none"]
@@ -54,10 +54,8 @@ class Options:
             if get_origin(kind) is Literal:
                 expect_choice(name, getattr(self, name), get_args(kind))
         for name in ("margin", "dilation"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a share of 0 or more, got {getattr(self, name)}")
-        if not 0 < self.fps <= 1000:
-            raise ValueError(f"fps: expected more than 0 and at most 1000, got {self.fps}")
+            read_number(name, getattr(self, name), "a share of 0 or more", 0)
+        read_number("fps", self.fps, "more than 0 and at most 1000", math.ulp(0), 1000)
 
 
 @dataclass

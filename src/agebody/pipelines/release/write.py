@@ -18,6 +18,7 @@ import numpy as np
 
 from agebody.annotations.videos import load_opencv
 from agebody.body import BodyModel
+from agebody.checks import read_count
 from agebody.files import replacing, save_npz
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.jobs.backends import run_all
@@ -139,6 +140,8 @@ def write_release(
     options = Options(
         background, region, margin, dilation, shape, unfitted, get_layout(layout), image_format, fps
     )
+    if seed is not None:
+        read_count("seed", seed)
     if background == "inpaint":
         load_opencv("inpainting", "release")  # fail before anything is written
     check_places(output, key, overwrite=overwrite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import reprlib
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from agebody.age import AGE_CLASSES, AgeCurve
 from agebody.annotations.people import fail
 from agebody.annotations.photographs import Photographs
 from agebody.body import BodyModel
-from agebody.checks import read_count
+from agebody.checks import read_count, read_number, read_range, read_share, to_number
 from agebody.keypoints import get_layout
 from agebody.mesh.parts import PartMap
 from agebody.people.sampling import class_years
@@ -67,21 +68,17 @@ class Recipe:
     def __post_init__(self) -> None:
         """Check the values."""
         for name, least, most in (("people", 1, _MOST_PEOPLE), ("fov", 1, 170), ("extent", 1e-3, 10)):
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                raise ValueError(
-                    f"{name}: expected two ascending numbers from {least:g} to {most}, got {low:g}, {high:g}"
-                )
+            what = f"numbers from {least:g} to {most}"
+            _, high = read_range(name, getattr(self, name), what, least)
+            read_number(name, high, f"two ascending {what}", most=most)
         for name in ("count", "images_per_shard"):
             read_count(name, getattr(self, name), least=1)
-        if not all(16 <= side <= 8192 for side in self.size):
-            raise ValueError(f"size: expected sides from 16 to 8192 pixels, got {self.size}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {self.seed}")
+        if not isinstance(self.size, tuple) or not all(16 <= to_number(side) <= 8192 for side in self.size):
+            raise ValueError(f"size: expected sides from 16 to 8192 pixels, got {reprlib.repr(self.size)}")
+        read_count("seed", self.seed, 2**63 - 1)
         for name in ("truncated", "occluders"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-        if self.parts not in PARTS:
+            read_share(name, getattr(self, name))
+        if read_count("parts", self.parts) not in PARTS:
             raise ValueError(f"parts: expected {', '.join(map(str, PARTS))}, got {self.parts}")
         get_layout(self.layout)
         read_ages(self.ages)

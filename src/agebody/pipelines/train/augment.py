@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras import Camera, box_around, convert_box, square_box
-from agebody.checks import read_share
+from agebody.checks import read_number, read_share
 from agebody.keypoints import KeypointLayout, get_layout, mirror_order
 from agebody.rotations import mirror
 
@@ -49,8 +49,8 @@ class Augmentation:
         for name in ("rotated", "shifted", "flipped", "focused"):
             read_share(name, getattr(self, name))
         for name in ("scale", "rotation", "shift", "color"):
-            if not 0 <= getattr(self, name) < (math.inf if name == "rotation" else 1):
-                raise ValueError(f"{name}: expected 0 or more, and shares below 1, got {getattr(self, name)}")
+            most = math.inf if name == "rotation" else math.nextafter(1, 0)
+            read_number(name, getattr(self, name), "0 or more, and shares below 1", 0, most)
 
 
 NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)

@@ -23,7 +23,7 @@ from agebody.annotations.photographs import to_eight_bits
 from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.official import JOINT_NAMES
 from agebody.cameras import Camera, square_box, to_crop
-from agebody.checks import expect_choice
+from agebody.checks import expect_choice, read_count, read_number, read_positive
 from agebody.detect.windows import crop_image
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
@@ -80,6 +80,12 @@ class Filters:
     """Fewest keypoints of a person who is kept."""
     largest_beta: float = 3.0
     """Betas of which one is larger are no label; nor is the age offset that comes with them."""
+
+    def __post_init__(self) -> None:
+        """Check all numbers."""
+        read_number("confidence", self.confidence, "a finite number of 0 or more", 0)
+        read_count("visible", self.visible)
+        read_positive("largest_beta", self.largest_beta, finite=False)
 
 
 class Batch(NamedTuple):
@@ -159,8 +165,12 @@ class TrainingData(torch.utils.data.Dataset):
         for one in given:
             if one.age_class is not None:
                 expect_choice("age_class", one.age_class, names)
-        if min(size) < 1 or not 0 < box_scale < np.inf:
-            raise ValueError(f"size, box_scale: expected numbers above 0, got {size} and {box_scale}")
+        box_scale = read_positive("box_scale", box_scale)
+        read_count("seed", seed)
+        if not isinstance(size, tuple | list) or len(size) != 2:
+            raise ValueError(f"size: expected width and height [pixels], got {size!r}")
+        for side in size:
+            read_count("size", side, least=1)
         self.parts, self.parts_size = parts, parts_size or (max(size[0] // 4, 1), max(size[1] // 4, 1))
         if min(self.parts_size) < 1 or self.parts_size[0] * size[1] != self.parts_size[1] * size[0]:
             raise ValueError(f"parts_size: expected a fraction of the crops' {size}, got {self.parts_size}")

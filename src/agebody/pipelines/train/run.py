@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody.checks import expect_choice, read_count, read_positive
+from agebody.checks import expect_choice, read_count, read_number, read_positive
 from agebody.files import first_line, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
@@ -64,14 +64,14 @@ class TrainingSettings:
         """Check all numbers."""
         for name in ("steps", "batch_size", "log_every", "save_every"):
             read_count(name, getattr(self, name), least=1)
-        for name in ("warmup", "workers", "weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("warmup", "workers", "seed"):
+            read_count(name, getattr(self, name))
+        read_number("weight_decay", self.weight_decay, "a finite number of 0 or more", 0)
         for name in ("learning_rate", "clip_norm", "discriminator_rate"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None or name == "learning_rate":
                 read_positive(name, getattr(self, name))
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema: expected a share from 0 to below 1, got {self.ema}")
+        if self.ema is not None:
+            read_number("ema", self.ema, "a share from 0 to below 1", 0, math.nextafter(1, 0))
         for name, known in (("decay", ("none", "cosine")), ("precision", tuple(_PRECISIONS))):
             expect_choice(name, getattr(self, name), known)
 
