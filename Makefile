@@ -4,6 +4,7 @@ TORCH ?= torch==2.13.0
 INSTALL := -m pip install --quiet --no-compile
 PYTHON ?= python3
 VENV := .venv
+WHEEL := build/wheel
 BIN := $(VENV)/bin
 OUT ?= out
 DEVICE ?= cpu
@@ -26,8 +27,11 @@ demo: $(VENV)/.installed
 train-demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_demo.py --output $(OUT)/train
 
-# Everything. The unit tests show their progress; beside them the rest runs, each part printed when it ends.
-test: lint
+# Everything. Both environments are filled at once, as pip uses one core. The unit tests show their progress; beside
+# them the rest runs, each part printed when it ends.
+test:
+	+$(MAKE) --no-print-directory --jobs=2 $(VENV)/.installed-dev $(WHEEL)/.torch
+	+$(MAKE) --no-print-directory lint
 	+$(MAKE) --no-print-directory --jobs=2 unit rest
 
 rest:
@@ -82,13 +86,17 @@ docs-publish:
 	git -C $(PAGES) push origin gh-pages
 
 # The built wheel, not the tree: in an environment of its own that sees only torch and what torch brings.
-wheel: $(VENV)/.installed-dev
-	rm -rf dist build/wheel
+wheel: $(VENV)/.installed-dev $(WHEEL)/.torch
+	rm -rf dist $(WHEEL)/.torch
 	$(BIN)/python -m build --quiet --wheel --sdist
-	$(PYTHON) -m venv build/wheel
-	build/wheel/bin/python $(INSTALL) "$(TORCH)"
-	build/wheel/bin/python $(INSTALL) dist/*.whl
-	cd build/wheel && bin/python -I ../../tests/wheel_check.py
+	$(WHEEL)/bin/python $(INSTALL) dist/*.whl
+	cd $(WHEEL) && bin/python -I ../../tests/wheel_check.py
+
+# Of use once: what an earlier wheel brought could hide what a later one lacks.
+$(WHEEL)/.torch:
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python $(INSTALL) "$(TORCH)"
+	touch $@
 
 # Before a release: the tag is the version everywhere, and the package index takes what was built.
 release-check: $(VENV)/.installed-dev
