@@ -186,6 +186,19 @@ class TestClosestPoints:
         found = order.gather(1, search(points, ordered, "warp", True))
         assert torch.equal(found, search(points, triangles, "torch"))
 
+    @pytest.mark.skipif(not has_warp(), reason="needs Warp")
+    @pytest.mark.parametrize("count", [5, 31, 33, 100, 1000, 1025])
+    def test_a_tree_of_ordered_triangles_is_as_tight_as_one_of_its_own(self, count):
+        """Boxes of nodes whose ends are those of neighbours would contain triangles from far away."""
+        from agebody_kernels.closest import BoxTree
+
+        triangles = random(2, count, 1, 3) + random(2, count, 3, 3, seed=1) / 20
+        order = tree_order(triangles, backend="warp")
+        ordered = triangles.take_along_dim(order[..., None, None], 1)
+        own, found = BoxTree.build(triangles), BoxTree.build(ordered, ordered=True)
+        sizes = [(tree.upper - tree.lower)[:, 1:].sum() for tree in (own, found)]
+        assert sizes[1] < 1.1 * sizes[0]
+
     @on_backends
     def test_far_and_huge(self, backend):
         """The pruning of candidates must not rest on numbers of one size."""

@@ -54,11 +54,23 @@ class BoxTree(NamedTuple):
 
 
 def tree_order(triangles: Tensor) -> Tensor:
-    """Return the order (B, F) of triangles (B, F, 3, 3), F > 0, in the leaves of their tree."""
-    order = _sort(triangles.sum(2))
-    places = torch.arange(order.shape[1], device=order.device).expand(order.shape)
-    first = order.new_zeros(triangles.shape[:2])
-    return first.scatter_reduce(1, order, places, "amin", include_self=False).argsort(1)
+    """Return the order (B, F) of triangles (B, F, 3, C), F > 0, in the leaves of their tree."""
+    middles, (batch, count) = triangles.sum(2), triangles.shape[:2]
+    ids = torch.arange(count, device=triangles.device)
+    leaves = len(_places(count, ids.device)) // LEAF
+    order, nodes = ids.expand(batch, -1), 1
+    while nodes < leaves:
+        node = ((ids + 1) * nodes - 1) // count  # that each place is in: all have equally many, or one more
+        here = middles.take_along_dim(order[..., None], 1)
+        index, none = node[:, None].expand(here.shape), here.new_zeros(batch, nodes, here.shape[2])
+        lower, upper = (
+            none.scatter_reduce(1, index, here, end, include_self=False) for end in ("amin", "amax")
+        )
+        keys = here.take_along_dim((upper - lower).argmax(-1)[:, node, None], 2)[..., 0]
+        rank = keys.argsort(dim=1, stable=True)
+        rank = rank.take_along_dim(node[rank].argsort(dim=1, stable=True), 1)
+        order, nodes = order.take_along_dim(rank, 1), 2 * nodes
+    return order
 
 
 def closest_triangles(points: Tensor, triangles: Tensor, *, ordered: bool = False) -> Tensor:
@@ -119,9 +131,10 @@ def _sort(middles: Tensor) -> Tensor:
 
 
 def _places(count: int, device: torch.device) -> Tensor:
-    """Return triangles (leaves * LEAF) spread evenly over the places, so that no leaf is empty."""
-    places = LEAF << max(0, -(-count // LEAF) - 1).bit_length()
-    return torch.arange(places, device=device) * count // places
+    """Return the triangles of all places (leaves * LEAF) in order, evenly; a leaf repeats its last one."""
+    leaves = 1 << max(0, -(-count // LEAF) - 1).bit_length()
+    ends = torch.arange(leaves + 1, device=device)[:, None] * count // leaves
+    return torch.minimum(ends[:-1] + torch.arange(LEAF, device=device), ends[1:] - 1).flatten()
 
 
 def _halve(keys: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def winding_numbers(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
     return numbers
 
 
-def inside_meshes(points: Tensor, triangles: Tensor, sets: Tensor, meshes: Tensor) -> Tensor:
+def inside_meshes(
+    points: Tensor, triangles: Tensor, sets: Tensor, meshes: Tensor, *, ordered: bool = False
+) -> Tensor:
     """Return whether points are inside meshes: within their boxes, and with a winding number above 1/2.
 
     Distant groups of triangles count as one dipole each, which changes the number by up to about 0.07.
@@ -46,6 +48,7 @@ def inside_meshes(points: Tensor, triangles: Tensor, sets: Tensor, meshes: Tenso
         triangles: (M, F, 3, 3) corners of the meshes, of the same type; finite.
         sets: (Q) int32, the set of points of each query; -1 for none.
         meshes: (Q) int32, the mesh of each query.
+        ordered: whether triangles are in a `tree_order`, also one of other places.
 
     Returns:
         (Q, N) booleans.
@@ -54,7 +57,7 @@ def inside_meshes(points: Tensor, triangles: Tensor, sets: Tensor, meshes: Tenso
     """
     found = torch.zeros(len(sets), points.shape[1], dtype=torch.bool, device=points.device)
     if found.numel() and triangles.shape[1]:
-        tree, kernel = BoxTree.build(triangles), _KERNELS[points.dtype].inside
+        tree, kernel = BoxTree.build(triangles, ordered=ordered), _KERNELS[points.dtype].inside
         dipoles = Dipoles.build(tree, triangles.shape[1])
         launch(kernel, tuple(found.shape), pack_entries(points, 1), *tree, *dipoles, sets, meshes, found)
     return found

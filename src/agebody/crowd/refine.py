@@ -29,6 +29,7 @@ from agebody.crowd.height_prior import HeightPrior, is_stature
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten
+from agebody.mesh.penetrations import order_faces
 from agebody.optim.least_squares import Solution, minimize
 
 RELEASE = 4.5
@@ -204,7 +205,7 @@ def refine_crowd(
         height=None if height is None else flat(height),
         prior=None if prior is None else HeightPrior(*map(flat, prior)),
         vertices=None if vertices is None else flat(vertices),
-        faces=faces,
+        faces=None if vertices is None or faces is None else order_faces(flat(vertices), faces),
         deviations=sds,
         level=torch.full_like(there, -1, dtype=torch.long),
     )

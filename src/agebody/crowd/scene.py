@@ -59,6 +59,7 @@ class Scene(NamedTuple):
     prior: HeightPrior | None
     vertices: Tensor | None
     faces: Tensor | None
+    """In the order of `order_faces`."""
     deviations: Deviations
     level: Tensor
     """(B, P) as in `Refined`."""
@@ -224,7 +225,7 @@ class Scene(NamedTuple):
         assert self.faces is not None
         place = self.place(x, rows)
         vertices = place.apply(self.vertices[rows])
-        found = find_penetrations(vertices.float(), self.faces, weights=self.share[rows])
+        found = find_penetrations(vertices.float(), self.faces, weights=self.share[rows], ordered=True)
         out = -offsets(vertices, self.faces, found)
         depth = out.norm(dim=-1)
         inside = vertices[found.image, found.person, found.vertex]

@@ -108,8 +108,8 @@ def closest_faces(
     return _search(points, triangles, ordered, backend)
 
 
-def tree_order(triangles: Float[Tensor, "B F 3 3"], *, backend: BackendName = "auto") -> Int[Tensor, "B F"]:
-    """Return an order of triangles in which those that are near each other are neighbours."""
+def tree_order(triangles: Float[Tensor, "B F 3 C"], *, backend: BackendName = "auto") -> Int[Tensor, "B F"]:
+    """Return an order of triangles of any number of coordinates in which neighbours are near each other."""
     if choose_search(backend, triangles.device) == "warp":
         return load_kernels().tree_order(triangles)
     return torch.arange(triangles.shape[1], device=triangles.device).expand(triangles.shape[:2])

@@ -135,11 +135,18 @@ def _winding_numbers(points: Tensor, vertices: Tensor, faces: Tensor, backend: B
 
 
 def _inside_meshes(
-    points: Tensor, vertices: Tensor, faces: Tensor, sets: Tensor, meshes: Tensor, backend: BackendName
+    points: Tensor,
+    vertices: Tensor,
+    faces: Tensor,
+    sets: Tensor,
+    meshes: Tensor,
+    ordered: bool,
+    backend: BackendName,
 ) -> Tensor:
     """Return (Q, N) for Q queries of a set of points (-1: none) in a mesh."""
     if choose_search(backend, points.device) == "warp":
-        return load_kernels().inside_meshes(points, vertices[:, faces], sets.int(), meshes.int())
+        rows = points, vertices[:, faces], sets.int(), meshes.int()
+        return load_kernels().inside_meshes(*rows, ordered=ordered)
     lower, upper = vertices.amin(1), vertices.amax(1)
     inside = torch.zeros(len(sets), points.shape[1], dtype=torch.bool, device=points.device)
     for row, some, mesh in zip(inside, sets, meshes, strict=True):
@@ -268,7 +275,8 @@ register(
 )
 register(
     "inside_meshes",
-    "(Tensor points, Tensor vertices, Tensor faces, Tensor sets, Tensor meshes, str backend) -> Tensor",
+    "(Tensor points, Tensor vertices, Tensor faces, Tensor sets, Tensor meshes, bool ordered, str backend)"
+    " -> Tensor",
     _inside_meshes,
     lambda points, vertices, faces, sets, *_: sets.new_empty(
         sets.shape[0], points.shape[1], dtype=torch.bool
