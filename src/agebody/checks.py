@@ -100,8 +100,9 @@ def to_number(value: Any) -> float:
 
 def read_texts(name: str, value: Any) -> tuple[str, ...]:
     """Check names, and return them as a tuple; one text, a sequence of letters, is a mistake."""
-    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (None,)
-    if not all(isinstance(one, str) for one in names):
+    listed = isinstance(value, Iterable) and not isinstance(value, str)
+    names = tuple(value) if listed else ()
+    if not listed or not all(isinstance(one, str) for one in names):
         raise TypeError(f"{name}: expected a sequence of names, got {reprlib.repr(value)}")
     return names
 
