@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import agebody
 from agebody.engine.backend import has_warp
 from agebody.mesh import collisions, contains, find_collisions, penetration
+from agebody.mesh.closest import order_faces
 from agebody.mesh.collisions import Exclusions
-from agebody.mesh.penetrations import find_penetrations, offsets, order_faces, winding_number
+from agebody.mesh.penetrations import find_penetrations, offsets, winding_number
 from agebody.mesh.search import triangles_meet
 from agebody.people import pose
 

@@ -243,7 +243,7 @@ class TestPlacePeople:
         message = f"{name.replace('__', '.')}: expected statures in metres, above 0 and up to 5"
         with pytest.raises(ValueError, match=message):
             place_people(torch.full((3,), 4.0), torch.full((3,), 4.0), height, prior)
-        points = torch.randn(3, 5, 3) + torch.tensor([0, 0, 9.0])
+        points = torch.rand(3, 5, 3) + torch.tensor([0, 0, 9.0])
         with pytest.raises(ValueError, match=message):
             refine_crowd(points, Camera.guess((640.0, 480.0)), points[:, 0], height=height, prior=prior)
 

@@ -166,7 +166,7 @@ def test_mistakes_are_named(unchecked):
     flat = torch.zeros(2, 69)
     for message, arguments, options in (
         ("pose_format: expected one of axis_angle", (torch.eye(3), torch.eye(3)), {"pose_format": "euler"}),
-        ("pose_format: expected one of axis_angle", (torch.eye(3), torch.eye(3)), {"target_format": "euler"}),
+        ("target_format: expected one of axis", (torch.eye(3), torch.eye(3)), {"target_format": "euler"}),
         (r"pred: expected shape \(\*batch, 3\), got \(2, 69\)", (flat, flat), {"pose_format": "axis_angle"}),
         (r"target: expected shape \(\*batch, 3, 3\)", (torch.eye(3), torch.zeros(3)), {}),
         (r"target: expected rotations of shape \(2,\), got \(\)", (torch.zeros(2, 3, 3), torch.eye(3)), {}),

@@ -188,7 +188,7 @@ def test_onnx_with_any_number_of_clips(tmp_path, unchecked):
         ({"coordinates": 4}, "coordinates: expected 2 or 3, got 4"),
         ({"frames": 0}, "frames"),
         ({"heads": 3}, "heads: expected a divisor of the width 8"),
-        ({"heads": 0}, "heads: expected a divisor of the width 8"),
+        ({"heads": 0}, "heads: expected a whole number of 1 or more"),
         (
             {"body": SMPL(random_body(num_vertices=12, age_offsets=()))},
             "markers: expected those of a body of 12",

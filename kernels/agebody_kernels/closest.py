@@ -6,6 +6,7 @@ is arithmetic. A whole batch of trees is built by sorting and searched in one la
 without waiting for the device.
 """
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -39,17 +40,21 @@ class BoxTree(NamedTuple):
 
     @classmethod
     def build(cls, triangles: Tensor, *, ordered: bool = False) -> "BoxTree":
-        """Build the trees of triangles (B, F, 3, 3) with F > 0, which may be in a `tree_order`."""
+        """Build the trees of triangles (B, F, 3, 3) with F > 0, which may be in a `tree_order`.
+
+        Triangles that are NaN are left out: no box contains them.
+        """
         batch, count = triangles.shape[:2]
         if ordered:
             order = _places(count, triangles.device).expand(batch, -1)
         else:
-            order = _sort(triangles[:, :, 0] + triangles[:, :, 1] + triangles[:, :, 2])  # thrice the centres
+            centers = triangles[:, :, 0] + triangles[:, :, 1] + triangles[:, :, 2]  # thrice
+            order = _sort(centers.nan_to_num_())
         places = order + torch.arange(batch, device=order.device)[:, None] * count
         sorted_ = triangles.reshape(batch * count, 9)[places].unflatten(2, (3, 3))
         a, b, c = sorted_.unbind(2)
-        lower = climb(torch.minimum(torch.minimum(a, b), c), torch.minimum)
-        upper = climb(torch.maximum(torch.maximum(a, b), c), torch.maximum)
+        lower = climb(torch.fmin(torch.fmin(a, b), c), torch.fmin).nan_to_num_(math.inf, math.inf, -math.inf)
+        upper = climb(torch.fmax(torch.fmax(a, b), c), torch.fmax).nan_to_num_(-math.inf, math.inf, -math.inf)
         return cls(sorted_, order.int(), lower, upper)
 
 
@@ -79,7 +84,7 @@ def closest_triangles(points: Tensor, triangles: Tensor, *, ordered: bool = Fals
     Args:
         points: (B, N, 3), float32 or float64.
         triangles: (B, F, 3, 3) corners, of the same type, F > 0. Triangles without area are treated as
-            segments or points.
+            segments or points, those that are NaN are left out; if all are, any may be found.
         ordered: whether they are in a `tree_order`, also one of other places, or some of one. Otherwise
             they are sorted, which takes as long as a search of a thousand points.
 

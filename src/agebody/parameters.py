@@ -183,7 +183,7 @@ def hand_bases(
     """Return the mean of each hand, and its components, where they are used."""
     hands = [name for name in asset.pose_parts if "hand" in name]
     means = components = None
-    if num_components is not None:
+    if num_components is not None and not hands:
         read_count(argument, num_components)
     if hands and not flat:
         means = _required(asset, "hand_means", "give flat_hand_mean=True")

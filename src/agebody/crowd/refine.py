@@ -29,7 +29,8 @@ from agebody.crowd.height_prior import HeightPrior, is_stature
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten
-from agebody.mesh.penetrations import order_faces
+from agebody.mesh.closest import order_faces
+from agebody.mesh.search import check_mesh
 from agebody.optim.least_squares import Solution, minimize
 
 RELEASE = 4.5
@@ -205,7 +206,7 @@ def refine_crowd(
         height=None if height is None else flat(height),
         prior=None if prior is None else HeightPrior(*map(flat, prior)),
         vertices=None if vertices is None else flat(vertices),
-        faces=None if vertices is None or faces is None else order_faces(flat(vertices), faces),
+        faces=None if vertices is None or faces is None else order_faces(*check_mesh(flat(vertices), faces)),
         deviations=sds,
         level=torch.full_like(there, -1, dtype=torch.long),
     )

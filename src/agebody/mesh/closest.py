@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import at_least_float32, expect, expect_dtype, safe_norm
+from agebody.checks import at_least_float32, expect, expect_dtype, flatten, safe_norm
 from agebody.engine.backend import BackendName, check_backend, choose_search, load_kernels
 from agebody.engine.batched import own_precision
 from agebody.mesh.search import expect_faces, register
@@ -17,6 +17,8 @@ PAIRS = 1 << 21
 """Point-triangle pairs that the torch search compares together: some 50 MB."""
 EXACT_PAIRS = 1 << 17
 """Number of those whose exact distances are computed at a time."""
+ORDERED_BY = 8
+"""Number of meshes that decide on one order of their faces."""
 EDGE = 1e-6
 """Margin of triangles, in barycentric coordinates, so that no ray passes between two neighbours."""
 
@@ -94,18 +96,7 @@ def closest_faces(
     expect_dtype("vertices", vertices, points, "that of points")
     faces = expect_faces(faces, vertices.shape[-2], least=1)
     triangles = vertices.detach()[..., faces, :]
-    if among is not None:
-        # Faces that are left out are replaced by one that is not, which changes no distance.
-        first = _first(among)
-        place = first[..., None, None, None].expand(*first.shape, 1, 3, 3)
-        broadcast = triangles.expand(*torch.broadcast_shapes(first.shape, triangles.shape[:-3]), -1, -1, -1)
-        twin = broadcast.gather(-3, place.expand(*broadcast.shape[:-3], 1, 3, 3))
-        triangles = torch.where(among[..., None, None], broadcast, twin)
-        face = _search(points, triangles, ordered, backend)
-        first = first[..., None].expand(face.shape)
-        kept = among.expand(*face.shape[:-1], -1).gather(-1, face)
-        return torch.where(kept, face, first)
-    return _search(points, triangles, ordered, backend)
+    return _search(points, triangles, among, ordered, backend)
 
 
 def tree_order(triangles: Float[Tensor, "B F 3 C"], *, backend: BackendName = "auto") -> Int[Tensor, "B F"]:
@@ -113,6 +104,18 @@ def tree_order(triangles: Float[Tensor, "B F 3 C"], *, backend: BackendName = "a
     if choose_search(backend, triangles.device) == "warp":
         return load_kernels().tree_order(triangles)
     return torch.arange(triangles.shape[1], device=triangles.device).expand(triangles.shape[:2])
+
+
+def order_faces(
+    vertices: Float[Tensor, "*batch V 3"], faces: Int[Tensor, "F 3"], *, backend: BackendName = "auto"
+) -> Int[Tensor, "F 3"]:
+    """Return the faces in a `tree_order` that suits all these meshes, wherever they move."""
+    meshes = flatten(vertices.detach(), None, 2)
+    if not meshes.numel() or not len(faces):
+        return faces
+    some = meshes[:: -(-len(meshes) // ORDERED_BY)]
+    # Coordinates of several meshes side by side: neighbours are neighbours on each of them.
+    return faces[tree_order(some.transpose(0, 1).flatten(1)[None, faces], backend=backend)[0]]
 
 
 def nearest_points(
@@ -263,11 +266,6 @@ def _pick(triangles: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[..., None], triangles, 0).sum(-2)
 
 
-def _first(mask: Tensor) -> Tensor:
-    """Return the index of the first true entry; 0 without any."""
-    return mask.byte().argmax(-1)
-
-
 def _finite(tensor: Tensor) -> Tensor:
     """Replace numbers that are not finite by 0: NaN of weight 0 must not affect a search."""
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
@@ -277,9 +275,13 @@ def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _search(points: Tensor, triangles: Tensor, ordered: bool, backend: BackendName) -> Tensor:
+def _search(
+    points: Tensor, triangles: Tensor, among: Tensor | None, ordered: bool, backend: BackendName
+) -> Tensor:
     dtype = _search_type(triangles)
     points, triangles = _finite(points.detach().to(dtype)), _finite(triangles.to(dtype))
+    if among is not None:
+        triangles = torch.where(among[..., None, None], triangles, torch.nan)  # which searches leave out
     (n, _), meshes = points.shape[-2:], triangles.shape[:-3]
     batch = torch.broadcast_shapes(points.shape[:-2], meshes)
     points = points.expand(*batch, n, 3)
@@ -288,7 +290,8 @@ def _search(points: Tensor, triangles: Tensor, ordered: bool, backend: BackendNa
     else:
         triangles = triangles.expand(*batch, -1, 3, 3)
         flat = (points.reshape(batch.numel(), n, 3), triangles.flatten(0, len(batch) - 1))
-    return torch.ops.agebody.closest_triangles(*flat, check_backend(backend), ordered).reshape(*batch, n)
+    face = torch.ops.agebody.closest_triangles(*flat, check_backend(backend), ordered).reshape(*batch, n)
+    return face if among is None else torch.where(among.any(-1, keepdim=True), face, 0)
 
 
 def _closest_triangles(
@@ -298,10 +301,11 @@ def _closest_triangles(
         return load_kernels().closest_triangles(points, triangles, ordered=ordered)
     found = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
     for p, t, out in zip(points, triangles, found, strict=True):
-        rows = max(1, PAIRS // len(t))
-        for start in range(0, len(p), rows):
+        kept = (~t.isnan().flatten(1).any(1)).nonzero()[:, 0]
+        rows = max(1, PAIRS // max(1, len(kept)))
+        for start in range(0, len(p) if len(kept) else 0, rows):
             with own_precision(p.device):
-                out[start : start + rows] = _closest_of_all(p[start : start + rows], t)
+                out[start : start + rows] = kept[_closest_of_all(p[start : start + rows], t[kept])]
     return found
 
 

@@ -14,11 +14,8 @@ from torch import Tensor
 from agebody.checks import apply_mask, expand_weights, expect, flatten, safe_norm
 from agebody.engine.backend import BackendName, check_backend
 from agebody.engine.trees import unflatten
-from agebody.mesh.closest import closest_barycentric, closest_faces, interpolate, tree_order
+from agebody.mesh.closest import closest_barycentric, closest_faces, interpolate
 from agebody.mesh.search import check_mesh, check_points
-
-ORDERED_BY = 8
-"""Number of people whose surfaces decide on one order of the faces."""
 
 
 class Penetration(NamedTuple):
@@ -173,19 +170,6 @@ def find_penetrations(
     face = _nearest_faces(bodies, faces, sets[pair], vertex, targets[pair], ordered, backend)
     image, which = pair // max(len(person), 1), pair % max(len(person), 1)
     return Penetrations(image, person[which], other[which], vertex, face)
-
-
-def order_faces(
-    vertices: Float[Tensor, "*batch P V 3"], faces: Int[Tensor, "F 3"], *, backend: BackendName = "auto"
-) -> Int[Tensor, "F 3"]:
-    """Return the faces in an order in which all these people are searched fast, wherever they move."""
-    vertices, faces = check_mesh(vertices, faces)
-    people = flatten(vertices.detach(), None, 2)
-    if not people.numel() or not len(faces):
-        return faces
-    some = people[:: -(-len(people) // ORDERED_BY)]
-    # Coordinates of several people side by side: faces are neighbours if they are on each of them.
-    return faces[tree_order(some.transpose(0, 1).flatten(1)[None, faces], backend=backend)[0]]
 
 
 def offsets(

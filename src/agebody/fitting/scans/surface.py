@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.fitting.scans.frames import Frames, eye_of, order_points
-from agebody.fitting.scans.terms import closest_visible, visible_faces
 from agebody.losses import plane_height
 from agebody.mesh.closest import (
     closest_barycentric,
+    closest_faces,
     corners_of,
     interpolate,
     nearest_points,
+    order_faces,
     rows_of,
-    tree_order,
     visible_vertices,
 )
 from agebody.optim.least_squares import minimize
@@ -155,8 +155,7 @@ def register_surface(
         The moved vertices, and a report per frame without costs of single terms.
     """
     eye, moved = eye_of(seen.camera, vertices), torch.zeros_like(vertices)
-    if len(vertices):
-        faces = faces[tree_order(vertices[:1, faces], backend=backend)[0]]
+    faces = order_faces(vertices, faces, backend=backend)
     points, weights = order_points(seen.points, seen.weights, backend)
     edges, seen = edges_of(faces), seen._replace(points=points, weights=weights)
     solutions = []
@@ -189,9 +188,9 @@ class SurfaceEnergy(NamedTuple):
         count, size = moved.shape[:2]
         mesh = self.vertices[rows] + moved
         scan, weights = seen.points[rows], seen.weights[rows]
-        shown, number = visible_faces(visible, faces, torch.arange(len(faces), device=faces.device))
-        weights = weights * (number[:, None] > 0)
-        face = closest_visible(scan, mesh, faces, shown, self.backend)
+        shown = visible[:, faces].all(-1)
+        weights = weights * shown.any(-1, keepdim=True)
+        face = closest_faces(scan, mesh, faces, among=shown, ordered=True, backend=self.backend)
         triangles = corners_of(mesh, faces, face)
         barycentric = closest_barycentric(scan, triangles)
         away = apply_mask(interpolate(triangles, barycentric) - scan, weights, 1)

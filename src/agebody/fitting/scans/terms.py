@@ -58,10 +58,8 @@ class Matches(NamedTuple):
 
     visible: Bool[Tensor, "b V"]
     """Vertices that are visible to the scanner."""
-    faces: Int[Tensor, "b T"]
-    """Faces with visible corners only, padded with repetitions."""
-    num_faces: Int[Tensor, " b"]
-    """Number of such faces."""
+    faces: Bool[Tensor, "b T"]
+    """Whether all corners are visible, of the faces in a `tree_order`."""
     meets: Bool[Tensor, " b"]
     """Whether a body intersects itself; False if collisions have no weight."""
     predicted: Float[Tensor, "b J 3"]
@@ -150,7 +148,8 @@ class ScanTerms:
             predicted = last + (last - torch.cat((last[:1], last[:-1]))) / 2
             known[1:] = 1
         seen = torch.cat(visible)
-        return Matches(seen, *visible_faces(seen, self.body.faces, self.order), meets, predicted, known)
+        faces = seen[:, self.body.faces[self.order]].all(-1)
+        return Matches(seen, faces, meets, predicted, known)
 
     def make(self, rows: Int[Tensor, " b"], matches: Matches) -> dict[str, Term]:
         """Return the terms of some frames by name, with their matches."""
@@ -158,7 +157,7 @@ class ScanTerms:
         points = self.points[rows], self.point_weights[rows]
         scan = self.scan[rows], self.scan_weights[rows]
         terms: dict[str, Term] = {
-            "s2m": ScanToMesh(surface, *points, matches, backend),
+            "s2m": ScanToMesh(surface, *points, matches, self.order, backend),
             "m2s": MeshToScan(surface, *scan, self.spread, matches, backend),
             "smooth": Points(self.joints, matches.predicted, matches.known),
             "collision": SelfIntersection(surface, matches.meets, self.exclude, backend),
@@ -225,6 +224,7 @@ class ScanToMesh(_SurfaceTerm):
         points: (b, S, 3) of the scan [m].
         weights: (b, S).
         matches: of the frames.
+        order: of the faces in matches.
         backend: of the search.
     """
 
@@ -234,17 +234,20 @@ class ScanToMesh(_SurfaceTerm):
         points: Tensor,
         weights: Tensor,
         matches: Matches,
+        order: Int[Tensor, " T"],
         backend: BackendName,
     ) -> None:
         super().__init__(surface)
-        self.points, self.matches = points, matches
-        self.weights = _mean_weights(weights * matches.num_faces[:, None].clamp(max=1))
+        self.points, self.seen, self.order = points, matches.faces, order
+        self.weights = _mean_weights(weights * self.seen.any(-1, keepdim=True))
         self.backend: BackendName = backend
 
     def __call__(self, state: State) -> Block:
         """See `_SurfaceTerm`."""
         points, mesh, faces = self.points[state.rows], state.vertices, state.body.faces
-        face = closest_visible(points, mesh, faces, self.matches.faces[state.rows], self.backend)
+        seen, ordered = self.seen[state.rows], faces[self.order]
+        found = closest_faces(points, mesh, ordered, among=seen, ordered=True, backend=self.backend)
+        face = self.order[found]
         triangles = corners_of(mesh, faces, face)
         barycentric = closest_barycentric(points, triangles)
         differences = interpolate(triangles, barycentric) - points
@@ -372,30 +375,3 @@ class SelfIntersection:
 def _mean_weights(weights: Float[Tensor, "b S"]) -> Float[Tensor, "b S"]:
     """Return the weights divided by the number of those that are not 0."""
     return weights / (weights != 0).sum(1, keepdim=True).clamp(min=1)
-
-
-def visible_faces(
-    visible: Bool[Tensor, "F V"], faces: Int[Tensor, "T 3"], order: Int[Tensor, " T"]
-) -> tuple[Int[Tensor, "F S"], Int[Tensor, " F"]]:
-    """Return the faces whose corners are visible, in this order and padded to one number, and how many."""
-    among = visible[:, faces[order]].all(-1)
-    counts = among.sum(1)
-    found = among.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts.max()))]
-    places = torch.arange(found.shape[1], device=found.device)
-    return order[torch.where(places < counts[:, None], found, found[:, :1])], counts
-
-
-def closest_visible(
-    points: Float[Tensor, "b S 3"],
-    mesh: Float[Tensor, "b V 3"],
-    faces: Int[Tensor, "T 3"],
-    visible: Int[Tensor, "b t"],
-    backend: BackendName,
-) -> Int[Tensor, "b S"]:
-    """Return the nearest of some faces of each mesh, which are in a `tree_order`.
-
-    These are a mesh of their own: faces left out of a search (``among``) would widen its boxes.
-    """
-    alone = rows_of(mesh, faces[visible].flatten(1))
-    each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
-    return visible.gather(1, closest_faces(points, alone, each, ordered=True, backend=backend))
