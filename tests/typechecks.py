@@ -27,15 +27,27 @@ def resolve(hint: Any, names: dict[str, Any]) -> Any:
         return Any
 
 
+class Readers(dict[type, Callable[[Any], Any]]):
+    """What a check of a value can see, by its type: types, shapes, and texts themselves."""
+
+    def __missing__(self, kind: type) -> Callable[[Any], Any]:
+        if issubclass(kind, (torch.Tensor, np.ndarray)):
+            self[kind] = lambda value: (kind, value.dtype, value.shape)
+        elif issubclass(kind, (tuple, list)):
+            self[kind] = lambda value: (kind, *[self[type(each)](each) for each in value])
+        elif issubclass(kind, dict):
+            self[kind] = lambda value: (kind, *[(key, self[type(each)](each)) for key, each in value.items()])
+        else:
+            self[kind] = (lambda value: value) if issubclass(kind, str) else lambda value: kind
+        return self[kind]
+
+
+READERS = Readers()
+
+
 def signature(value: Any) -> Any:
-    """Return what a check of a value can see: types, shapes, and texts themselves."""
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        return type(value), value.dtype, tuple(value.shape)
-    if isinstance(value, (tuple, list)):
-        return type(value), *map(signature, value)
-    if isinstance(value, dict):
-        return type(value), *((key, signature(each)) for key, each in value.items())
-    return value if isinstance(value, str) else type(value)
+    """Return the signature of a value; a million are asked for, so only a new type is looked at."""
+    return READERS[type(value)](value)
 
 
 def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -46,8 +58,6 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return in_context(function, typechecker=typechecker)
         written = inspect.get_annotations(function)
         hints = {name: resolve(hint, function.__globals__) for name, hint in written.items()}
-        # All arguments and results of one call share their dimensions.
-        has_dimensions = any("jaxtyping" in str(hint) for hint in hints.values())
         function.__annotations__ = hints
         with_check = typechecker(function)
         function.__annotations__ = written
@@ -56,7 +66,7 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         called: set[Any] = set()
 
         def check(call: Any, /, *args: Any, **kwargs: Any) -> Any:
-            with in_context("context"):
+            with in_context("context"):  # all arguments and results of one call share their dimensions
                 return call(*args, **kwargs)
 
         def check_result(result: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -68,8 +78,6 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if jaxtyping.config.jaxtyping_disable:
                 return function(*args, **kwargs)
-            if not has_dimensions:
-                return with_check(*args, **kwargs)
             key = signature(args), signature(kwargs)
             try:
                 known = key in called
