@@ -58,6 +58,8 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return in_context(function, typechecker=typechecker)
         written = inspect.get_annotations(function)
         hints = {name: resolve(hint, function.__globals__) for name, hint in written.items()}
+        # All arguments and results of one call share their dimensions.
+        has_dimensions = any("jaxtyping" in str(hint) for hint in hints.values())
         function.__annotations__ = hints
         with_check = typechecker(function)
         function.__annotations__ = written
@@ -66,7 +68,7 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         called: set[Any] = set()
 
         def check(call: Any, /, *args: Any, **kwargs: Any) -> Any:
-            with in_context("context"):  # all arguments and results of one call share their dimensions
+            with in_context("context"):
                 return call(*args, **kwargs)
 
         def check_result(result: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -78,6 +80,8 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if jaxtyping.config.jaxtyping_disable:
                 return function(*args, **kwargs)
+            if not has_dimensions:
+                return with_check(*args, **kwargs)
             key = signature(args), signature(kwargs)
             try:
                 known = key in called
