@@ -164,6 +164,12 @@ def read_count(
     return number
 
 
+def read_sizes(**sizes: Any) -> None:
+    """Check whole numbers of 1 or more, such as the sizes of a network."""
+    for name, size in sizes.items():
+        read_count(name, size, least=1)
+
+
 def expect_numbers(name: str, value: Any, like: Tensor) -> Tensor:
     """Return numbers, of a tensor or anything that makes one, in the dtype and on the device of a tensor."""
     try:

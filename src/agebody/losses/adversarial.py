@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, read_count, reduce
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, read_sizes, reduce
 
 
 class PoseDiscriminator(nn.Module):
@@ -38,9 +38,8 @@ class PoseDiscriminator(nn.Module):
         pose_features: int = 1024,
     ) -> None:
         super().__init__()
-        sizes = {"num_joints": num_joints, "joint_features": joint_features, "pose_features": pose_features}
-        for name, number in {**sizes, "num_betas": num_betas}.items():
-            read_count(name, number, least=1)
+        read_sizes(num_joints=num_joints, joint_features=joint_features)
+        read_sizes(pose_features=pose_features, num_betas=num_betas)
         self.num_joints, self.num_betas = num_joints, num_betas
         self.joint = nn.Sequential(*_perceptron(9, joint_features, joint_features), nn.ReLU())
         self.joint_weight = nn.Parameter(torch.empty(num_joints, joint_features))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import expect_choice, read_count, read_texts
+from agebody.checks import expect_choice, read_sizes, read_texts
 from agebody.nets.readouts import ReadoutHead
 from agebody.nets.regressor import start_readouts
 
@@ -42,8 +42,7 @@ class DecoderHead(ReadoutHead):
         depth: int = 6,
         heads: int = 8,
     ) -> None:
-        for name, number in {"channels": channels, "width": width, "depth": depth, "heads": heads}.items():
-            read_count(name, number, least=1)
+        read_sizes(channels=channels, width=width, depth=depth, heads=heads)
         token_starts = read_texts("token_starts", token_starts)
         super().__init__(readouts, condition)
         unknown = [name for name in token_starts if self.start(name) is None]

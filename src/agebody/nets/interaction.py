@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import expect, read_count
+from agebody.checks import expect, read_sizes
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.mesh.markers import MarkerSet
 from agebody.nets.bands import Attention, AttentionBlock, TimeBands
@@ -83,9 +83,7 @@ class MeshPoseInteraction(nn.Module):
         expect_body(body)
         if coordinates not in (2, 3):
             raise ValueError(f"coordinates: expected 2 or 3, got {coordinates}")
-        sizes = {"features": features, "frames": frames, "width": width, "depth": depth, "blocks": blocks}
-        for name, number in {**sizes, "heads": heads}.items():
-            read_count(name, number, least=1)
+        read_sizes(features=features, frames=frames, width=width, depth=depth, blocks=blocks, heads=heads)
         if body.num_vertices != markers.num_vertices:
             raise ValueError(
                 f"markers: expected those of a body of {body.num_vertices} vertices, "

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import read_count, read_share
+from agebody.checks import read_share, read_sizes
 from agebody.nets.readouts import ReadoutHead
 
 
@@ -39,8 +39,7 @@ class IterativeHead(ReadoutHead):
         iterations: int = 3,
         dropout: float = 0.5,
     ) -> None:
-        for name, number in (("channels", channels), ("width", width), ("iterations", iterations)):
-            read_count(name, number, least=1)
+        read_sizes(channels=channels, width=width, iterations=iterations)
         dropout = read_share("dropout", dropout)
         super().__init__(readouts, condition)
         without = [name for name in self.sizes if self.start(name) is None]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import read_count
+from agebody.checks import read_sizes
 from agebody.mesh import PartMap
 from agebody.nets.readouts import ReadoutHead
 
@@ -47,13 +47,7 @@ class PartAttentionHead(ReadoutHead):
         if self.sizes.get("pose", 1) % 6 or "parts" in self.sizes:
             wanted = "pose among them, six numbers per joint, and not parts, which the head adds"
             raise ValueError(f"readouts: expected {wanted}, got {', '.join(self.sizes)}")
-        for name, number in {
-            "channels": channels,
-            "width": width,
-            "layers": layers,
-            "narrow": narrow,
-        }.items():
-            read_count(name, number, least=1)
+        read_sizes(channels=channels, width=width, layers=layers, narrow=narrow)
         joints = self.sizes["pose"] // 6
         owners = torch.arange(joints) if parts is None else torch.from_numpy(parts.joints)
         if owners.shape[0] != joints:
