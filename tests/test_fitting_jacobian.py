@@ -12,10 +12,10 @@ from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
 from agebody import LAYOUTS, SMPL, SMPLA, AssetError, KeypointLayout
-from agebody.engine.deform import linear_blend_skinning, pose_feature
 from agebody.optim import jacobian
-from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
+from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
 from agebody.optim.posed import Turns
+from agebody.optim.state import by_all
 from agebody.parameters import BodyParameters
 from agebody.rotations import inverse_right_jacobian, to_matrix
 
@@ -140,22 +140,35 @@ def test_ages_at_anchors_between_and_beyond(age):
 
 
 def surface_points(body, batch=3, count=7, seed=2):
-    """Faces, shares of their corners (which need not sum to 1) and directions."""
+    """Corners of faces, their shares (which need not sum to 1) and directions."""
     generator = torch.Generator().manual_seed(seed)
     faces = torch.randint(len(body.faces), (batch, count), generator=generator)
-    return faces, *(torch.randn(2, batch, count, 3, generator=generator, dtype=DOUBLE))
+    return body.faces[faces], *(torch.randn(2, batch, count, 3, generator=generator, dtype=DOUBLE))
+
+
+def surface_derivatives(body, given, corners, shares=None):
+    """Points of the surface and all of their derivatives, from rows along the three axes."""
+    surface = SurfaceJacobian(body)
+    posed = surface.posed(*given)
+    axes = torch.eye(3, dtype=body.dtype)
+    found = [surface.rows(posed, corners, shares, along=a.expand(*corners.shape[:2], 3)) for a in axes]
+    split = BodyParameters.from_vector(torch.stack([each.rows for each in found], 2), body)
+    pose = torch.cat((split.global_orient[..., None, :], split.body_pose), -2)
+    mass = split.transl.diagonal(dim1=-2, dim2=-1)
+    torch.testing.assert_close(split.transl, torch.diag_embed(mass), rtol=0, atol=0)
+    return KeypointDerivatives(found[0].points, pose, split.betas, split.age_offset, mass[..., 0])
 
 
 def test_points_of_any_surface_equal_forward_mode(body):
     given = arguments(body)
-    faces, shares, _ = surface_points(body)
+    corners, shares, _ = surface_points(body)
 
     def points(i, pose, betas, age, transl):
         vertices = body(posed(body, pose, betas, age, transl)).vertices
-        return (shares[i][..., None] * vertices[body.faces[faces[i]]]).sum(-2)
+        return (shares[i][..., None] * vertices[corners[i]]).sum(-2)
 
-    found = SurfaceJacobian(body)(*given, faces, shares)
-    for i in range(len(faces)):
+    found = surface_derivatives(body, given, corners, shares)
+    for i in range(len(corners)):
         one = type(found)(*(part[i : i + 1] for part in found))
         assert_equals_forward_mode(one, lambda *one, i=i: points(i, *one), [p[i : i + 1] for p in given])
 
@@ -165,60 +178,19 @@ def test_points_of_real_surfaces_equal_forward_mode(request, which):
     body = SMPLA(request.getfixturevalue(f"{which}_asset"), dtype=DOUBLE, infant_corrective_scale=0.35)
     given = arguments(body, batch=2)
     vertices = torch.randint(body.num_vertices, (2, 300), generator=torch.Generator().manual_seed(0))
-    found = SurfaceJacobian(body)(*given, vertices=vertices)
+    found = surface_derivatives(body, given, vertices[..., None])
     chosen = lambda p: body(p).vertices[torch.arange(2)[:, None], vertices]  # noqa: E731
     assert_equals_along(found, batched(chosen), given)
 
 
-@pytest.mark.parametrize("correctives", [True, False])
-def test_rows_are_the_product_with_the_direction(body, correctives):
+def test_rows_are_linear_in_their_direction(body):
     given = arguments(body)
-    faces, shares, along = surface_points(body)
-    jacobian_of = SurfaceJacobian(body)
-    whole = jacobian_of(*given, faces, shares, correctives=correctives)
-    found = jacobian_of.rows(jacobian_of.posed(*given, correctives=correctives), faces, shares, along=along)
+    corners, shares, along = surface_points(body)
+    surface = SurfaceJacobian(body)
+    whole = surface_derivatives(body, given, corners, shares)
+    found = surface.rows(surface.posed(*given), corners, shares, along=along)
     torch.testing.assert_close(found.points, whole.points, **EXACT)
-    pull = lambda part: torch.einsum("bsx,bsx...->bs...", along, part)  # noqa: E731
-    split = BodyParameters.from_vector(found.rows, body)
-    torch.testing.assert_close(split.global_orient, pull(whole.pose)[:, :, 0], **EXACT)
-    torch.testing.assert_close(split.body_pose, pull(whole.pose)[:, :, 1:], **EXACT)
-    torch.testing.assert_close(split.betas, pull(whole.betas), **EXACT)
-    torch.testing.assert_close(split.age_offset, pull(whole.age_offset), **EXACT)
-    torch.testing.assert_close(split.transl, along * shares.sum(-1, keepdim=True), rtol=0, atol=0)
-
-
-def test_a_vertex_is_a_corner_of_its_faces():
-    body = RANDOM_BODIES["one template"]()
-    given = arguments(body)
-    faces, _, _ = surface_points(body)
-    corner = torch.tensor([0.0, 1.0, 0.0], dtype=DOUBLE).expand(*faces.shape, 3)
-    one = SurfaceJacobian(body)(*given, faces, corner)
-    other = SurfaceJacobian(body)(*given, vertices=body.faces[faces][..., 1])
-    torch.testing.assert_close(one, other, **EXACT)
-
-
-def test_without_correctives_the_rest_surface_is_held(body):
-    given = arguments(body)
-    pose, betas, age, _ = given
-    vertices = torch.arange(body.num_vertices).expand(len(pose), -1)
-    exact = SurfaceJacobian(body)(*given, vertices=vertices)
-    found = SurfaceJacobian(body)(*given, vertices=vertices, correctives=False)
-    for same in ("points", "betas"):
-        torch.testing.assert_close(getattr(found, same), getattr(exact, same), rtol=0, atol=0)
-    weights = torch.from_numpy(body.asset.dense_weights())
-    for i in range(len(pose)):
-        identity, joints = body.identity(betas[i : i + 1], age[i : i + 1])
-        scale = body.corrective_scale(age[i])
-        feature = pose_feature(body.tree.pose(pose[i : i + 1], "axis_angle", joints)[0])
-        feature = feature[:, : body.num_correctives] * (1 if scale is None else scale)
-        directions = np.concatenate((body.identity_directions, body.corrective_directions))
-        rest = torch.einsum("c,cvx->vx", torch.cat((identity, feature), 1)[0], torch.tensor(directions))
-
-        def held(pose, joints=joints, rest=rest):
-            transforms = body.tree.pose(pose[None], "axis_angle", joints)[2]
-            return linear_blend_skinning(rest[None], transforms, weights)[0]
-
-        torch.testing.assert_close(found.pose[i], torch.func.jacfwd(held)(pose[i]), **EXACT)
+    torch.testing.assert_close(found.rows, torch.einsum("bsx,bsxp->bsp", along, by_all(whole)), **EXACT)
 
 
 def test_small_changes_of_a_body_posed_vertex_by_vertex():
@@ -227,7 +199,7 @@ def test_small_changes_of_a_body_posed_vertex_by_vertex():
     body = SMPLA(asset, dtype=DOUBLE)
     given = arguments(body, batch=1)
     given[2][0] = 0.4
-    found = SurfaceJacobian(body)(*given, vertices=torch.arange(body.num_vertices)[None])
+    found = surface_derivatives(body, given, torch.arange(body.num_vertices)[None, :, None])
     generator = np.random.default_rng(0)
     h = 1e-5
     for _ in range(5):
@@ -248,10 +220,10 @@ def test_small_changes_of_a_body_posed_vertex_by_vertex():
 def test_work_in_pieces_is_the_same_work(monkeypatch):
     body = RANDOM_BODIES["scaled correctives"]()
     given, points = arguments(body, batch=5), surface_points(body, batch=5)[:2]
-    whole = SurfaceJacobian(body)(*given, *points)
-    for entries in (1, 2 * 3 * points[0].shape[1]):
+    whole = surface_derivatives(body, given, *points)
+    for entries in (1, 2 * points[0].shape[1]):
         monkeypatch.setattr(jacobian, "ENTRIES", entries)
-        torch.testing.assert_close(SurfaceJacobian(body)(*given, *points), whole, **EXACT)
+        torch.testing.assert_close(surface_derivatives(body, given, *points), whole, **EXACT)
 
 
 vector = st.tuples(*[st.floats(-1, 1)] * 3).map(lambda v: torch.tensor(v, dtype=DOUBLE))
@@ -287,7 +259,7 @@ def test_forms_of_turns(direction, length):
 def test_float32_is_as_exact_as_its_numbers(mannequin_asset):
     double, single = SMPLA(mannequin_asset, dtype=DOUBLE), SMPLA(mannequin_asset)
     given = arguments(double)
-    faces, shares, along = surface_points(double)
+    corners, shares, along = surface_points(double)
     # Levers are of 2 m, sums of up to 220 numbers that partly cancel: some tens of roundings of 1e-7.
     close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
     rounded: Any = [part.float() for part in given]
@@ -295,8 +267,8 @@ def test_float32_is_as_exact_as_its_numbers(mannequin_asset):
     assert found.pose.dtype == torch.float32
     torch.testing.assert_close(found, KeypointJacobian(double, "openpose25")(*given), **close)
     surface, exact = SurfaceJacobian(single), SurfaceJacobian(double)
-    rows = surface.rows(surface.posed(*rounded), faces=faces, barycentric=shares.float(), along=along.float())
-    torch.testing.assert_close(rows, exact.rows(exact.posed(*given), faces, shares, along=along), **close)
+    rows = surface.rows(surface.posed(*rounded), corners, shares.float(), along=along.float())
+    torch.testing.assert_close(rows, exact.rows(exact.posed(*given), corners, shares, along=along), **close)
 
 
 def test_repeats_to_the_bit_and_does_not_depend_on_neighbours(mannequin_asset):
@@ -324,12 +296,9 @@ def test_no_people(mannequin_asset, name):
 def test_no_points(batch, count):
     body = RANDOM_BODIES["scaled correctives"]()
     given = arguments(body, batch=batch)
-    faces, shares, along = surface_points(body, batch, count)
+    corners, shares, along = surface_points(body, batch, count)
     surface = SurfaceJacobian(body)
-    found = surface(*given, faces, shares)
-    assert found.pose.shape == (batch, count, 3, 4, 3)
-    assert found.betas.shape == (batch, count, 3, 3)
-    rows = surface.rows(surface.posed(*given), faces, shares, along=along).rows
+    rows = surface.rows(surface.posed(*given), corners, shares, along=along).rows
     assert rows.shape == (batch, count, 19)
 
 
@@ -344,15 +313,6 @@ def test_a_layout_that_the_body_lacks_is_refused():
     body = SMPL(random_body())
     with pytest.raises(AssetError, match="has no joint"):
         KeypointJacobian(body, "smpl24")
-
-
-def test_a_surface_point_has_one_description():
-    body = RANDOM_BODIES["one template"]()
-    given = arguments(body)
-    faces, shares, _ = surface_points(body)
-    for points in ({}, {"faces": faces}, {"barycentric": shares}, {"faces": faces, "vertices": faces}):
-        with pytest.raises(ValueError, match="faces with barycentric, or vertices alone"):
-            SurfaceJacobian(body)(*given, **points)
 
 
 def test_holds_no_licensed_numbers_and_can_be_copied(mannequin_asset):

@@ -99,7 +99,9 @@ def _rigidly(body: Any, p: BodyParameters) -> torch.Tensor:
 def _surface(body: Any, p: BodyParameters) -> Any:
     pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
     shares = torch.tensor([0.2, 0.5, 0.4], dtype=body.dtype).expand(2, 4, 3)  # a sum of 1.1
-    return SurfaceJacobian(body)(pose, p.betas, p.age_offset, p.transl, torch.arange(4).expand(2, 4), shares)
+    surface, corners = SurfaceJacobian(body), body.faces[:4].expand(2, 4, 3)
+    posed = surface.posed(pose, p.betas, p.age_offset, p.transl)
+    return surface.rows(posed, corners, shares, along=torch.ones_like(shares))
 
 
 def _surface_by_vertices(body: Any, p: BodyParameters) -> torch.Tensor:

@@ -204,7 +204,6 @@ class SurfaceJacobian(_Derivatives):
         body: as in `KeypointJacobian`.
     """
 
-    faces: Tensor
     directions: Tensor
     corrective_directions: Tensor
     skin_joints: Tensor
@@ -218,7 +217,6 @@ class SurfaceJacobian(_Derivatives):
         asset = body.asset
         rows = 3 * asset.num_vertices
         self._register(
-            faces=asset.faces,
             skin_joints=asset.skin_joints,
             skin_weights=asset.skin_weights,
             directions=body.identity_directions.transpose(1, 2, 0).reshape(rows, -1),
@@ -228,48 +226,16 @@ class SurfaceJacobian(_Derivatives):
             rest_moves=body.joint_directions[1:],
         )
 
-    def forward(
-        self,
-        pose: Float[Tensor, "B J 3"],
-        betas: Float[Tensor, "B N"],
-        age_offset: Float[Tensor, " B"],
-        transl: Float[Tensor, "B 3"],
-        faces: Int[Tensor, "B S"] | None = None,
-        barycentric: Float[Tensor, "B S 3"] | None = None,
-        *,
-        vertices: Int[Tensor, "B S"] | None = None,
-        correctives: bool = True,
-    ) -> KeypointDerivatives:
-        """Return points and derivatives.
-
-        Args:
-            pose: axis-angle vectors of all joints, the root's first [rad].
-            betas: as many as the body uses.
-            age_offset: ignored by a body of one age.
-            transl: [m].
-            faces: the triangle of each point.
-            barycentric: weights of its corners; they need not sum to 1.
-            vertices: the points, in place of ``faces`` and ``barycentric``.
-            correctives: whether derivatives include the change of the pose blend shapes. Without it they are
-                approximate and cheaper; points are exact in any case.
-        """
-        corners, shares = self._corners(faces, barycentric, vertices, pose)
-        axes = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(*corners.shape[:2], 3, 3)
-        posed = self.posed(pose, betas, age_offset, transl, correctives=correctives)
-        return self._find(posed, corners, shares, axes)
-
     def posed(
         self,
         pose: Float[Tensor, "B J 3"] | Turns,
         betas: Float[Tensor, "B N"],
         age_offset: Float[Tensor, " B"],
         transl: Float[Tensor, "B 3"],
-        *,
-        correctives: bool = True,
     ) -> PosedSurface:
-        """Return the posed bodies, which all their points share; arguments as in `forward`."""
+        """Return the posed bodies, which all their points share; arguments as in `KeypointJacobian`."""
         with own_precision(self.body.device):
-            motion = pose_bodies(self.body, pose, betas, age_offset, changes=correctives)
+            motion = pose_bodies(self.body, pose, betas, age_offset, changes=True)
             # A joint's place shifts the frames below it by (R_parent - R_j) rest_j.
             still = torch.eye(3, dtype=betas.dtype, device=betas.device).expand(len(betas), 1, 3, 3)
             parents = torch.cat((still, motion.turned[:, self.parents]), 1)
@@ -282,91 +248,65 @@ class SurfaceJacobian(_Derivatives):
     def rows(
         self,
         posed: PosedSurface,
-        faces: Int[Tensor, "B S"] | None = None,
-        barycentric: Float[Tensor, "B S 3"] | None = None,
+        corners: Int[Tensor, "B S n"],
+        shares: Float[Tensor, "B S n"] | None = None,
         *,
         along: Float[Tensor, "B S 3"],
-        vertices: Int[Tensor, "B S"] | None = None,
     ) -> SurfaceRows:
         """Return points, and the derivative of each along its own direction, as in point-to-plane distances.
 
-        The product of ``along`` with the derivatives of `forward`, in a third of the time and memory.
-
         Args:
             posed: bodies of `posed`, which may serve several sets of points.
-            faces, barycentric, vertices: as in `forward`.
+            corners: the vertices of which each point is a weighted sum, such as those of its triangle.
+            shares: their weights, of any sum; 1 if None.
             along: direction of each point, a constant.
         """
-        corners, shares = self._corners(faces, barycentric, vertices, along)
-        found = self._find(posed, corners, shares, along[:, :, None])
-        by_transl = along * found.transl[..., None]
-        parts = found.pose[:, :, 0].flatten(-2), found.betas[:, :, 0], found.age_offset, by_transl
-        return SurfaceRows(found.points, torch.cat(parts, -1))
-
-    def _corners(
-        self, faces: Tensor | None, barycentric: Tensor | None, vertices: Tensor | None, like: Tensor
-    ) -> tuple[Int[Tensor, "B S n"], Float[Tensor, "B S n"]]:
-        """Return the vertices that make up each point, and their weights."""
-        given = faces is not None, barycentric is not None, vertices is not None
-        if given == (False, False, True):
-            assert vertices is not None
-            return vertices[..., None], torch.ones_like(vertices[..., None], dtype=like.dtype)
-        if given != (True, True, False):
-            raise ValueError("faces: expected faces with barycentric, or vertices alone")
-        assert faces is not None
-        assert barycentric is not None
-        return self.faces[faces], barycentric
-
-    def _find(
-        self, posed: PosedSurface, corners: Tensor, shares: Tensor, along: Float[Tensor, "B S D 3"]
-    ) -> KeypointDerivatives:
-        """Return points, and their derivatives along D directions each."""
+        shares = torch.ones_like(corners, dtype=along.dtype) if shares is None else shares
         with own_precision(self.body.device):
-            parts = []
-            for rows in _pieces(len(corners), corners.shape[1] * along.shape[2]):
-                parts.append(self._find_piece(*take_rows((posed, corners, shares, along), rows)))
-            if len(parts) == 1:
-                return parts[0]
-            return KeypointDerivatives(*map(torch.cat, zip(*parts, strict=True)))
+            parts = [
+                self._piece(*take_rows((posed, corners, shares, along), rows))
+                for rows in _pieces(len(corners), corners.shape[1])
+            ]
+            return parts[0] if len(parts) == 1 else SurfaceRows(*map(torch.cat, zip(*parts, strict=True)))
 
-    def _find_piece(
+    def _piece(
         self,
         posed: PosedSurface,
         corners: Int[Tensor, "B S n"],
         shares: Float[Tensor, "B S n"],
-        along: Float[Tensor, "B S D 3"],
-    ) -> KeypointDerivatives:
-        """Compute `_find` for a piece of the batch that fits into memory."""
+        along: Float[Tensor, "B S 3"],
+    ) -> SurfaceRows:
+        """Compute `rows` for a piece of the batch that fits into memory."""
         motion, frame_moves, num_betas = posed.motion, posed.frame_moves, posed.num_betas
         batch, num_points, n = corners.shape
         turned, points, carried = self._carry(posed, corners, shares)
         mass = carried[..., 3, :]
         levers = carried[..., :3, :] - mass[..., None, :] * motion.centers.mT[:, None]
         # n (w x l) = w (l x n)
-        torques = torch.linalg.cross(levers[:, :, None], along[..., None], dim=3)
-        by_pose = torch.einsum("bsdxj,bjxc->bsdjc", torques, motion.axes)
+        by_pose = torch.einsum(
+            "bsxj,bjxc->bsjc", torch.linalg.cross(levers, along[..., None], dim=2), motion.axes
+        )
 
-        pulled = along @ turned.transpose(2, 3).flatten(-2)  # (B, S, D, 3 n): along, in the rest pose
-        entries = (3 * corners[..., None] + torch.arange(3, device=corners.device)).flatten(2)
-        entries = entries[:, :, None].expand(pulled.shape).reshape(-1, 3 * n)
-        pulled = pulled.reshape(-1, 3 * n)
+        row = along[:, :, None]
+        pulled = (row @ turned.transpose(2, 3).flatten(-2)).view(-1, 3 * n)  # along, in the rest pose
+        entries = (3 * corners[..., None] + torch.arange(3, device=corners.device)).view(-1, 3 * n)
 
         def contract(directions: Tensor) -> Tensor:
             found = nn.functional.embedding_bag(entries, directions, per_sample_weights=pulled, mode="sum")
-            return found.view(*along.shape[:3], directions.shape[1])
+            return found.view(batch, num_points, directions.shape[1])
 
         moves = (mass @ frame_moves.flatten(2)).view(batch, num_points, 3, frame_moves.shape[-1])
-        by_identity = contract(self.directions)[..., 1:] + along @ moves
-        by_age = self._by_age(posed.age_offset, by_identity[..., num_betas:])
+        by_identity = contract(self.directions)[..., 1:] + (row @ moves)[:, :, 0]
+        by_age = self._by_age(posed.age_offset, by_identity[:, :, None, num_betas:])
         if motion.feature_changes is not None:
             by_feature = contract(self.corrective_directions)
-            by_pose[..., 1:, :] += torch.einsum(
-                "bsdjm,bjcm->bsdjc", by_feature.unflatten(-1, (-1, 9)), motion.feature_changes
-            )
+            changes = by_feature.unflatten(-1, (-1, 9))
+            by_pose[..., 1:, :] += torch.einsum("bsjm,bjcm->bsjc", changes, motion.feature_changes)
             if motion.feature_growth is not None:
-                by_age = by_age + (by_feature @ motion.feature_growth[:, None, :, None])[..., 0]
-        points = points + posed.transl[:, None] * shares.sum(-1, keepdim=True)
-        return KeypointDerivatives(points, by_pose, by_identity[..., :num_betas], by_age, shares.sum(-1))
+                by_age = by_age + by_feature @ motion.feature_growth[..., None]
+        mass = shares.sum(-1, keepdim=True)
+        parts = by_pose.flatten(-2), by_identity[..., :num_betas], by_age, along * mass
+        return SurfaceRows(points + posed.transl[:, None] * mass, torch.cat(parts, -1))
 
     def _carry(
         self, posed: PosedSurface, corners: Int[Tensor, "B S n"], shares: Float[Tensor, "B S n"]
@@ -442,4 +382,4 @@ def _pieces(batch: int, entries: int) -> Iterator[slice]:
 
 
 ENTRIES = 8192
-"""Points times directions of one piece: about 40 MB."""
+"""Points of one piece: about 40 MB."""

@@ -193,9 +193,8 @@ class _SurfaceTerm:
         state: State,
         differences: Float[Tensor, "b S 3"],
         weights: Float[Tensor, "b S"],
-        faces: Int[Tensor, "b S"] | None = None,
-        barycentric: Float[Tensor, "b S 3"] | None = None,
-        vertices: Int[Tensor, "b S"] | None = None,
+        corners: Int[Tensor, "b S n"],
+        shares: Float[Tensor, "b S n"] | None = None,
     ) -> Block:
         """Return the block of points with given ``differences`` from their targets.
 
@@ -203,14 +202,13 @@ class _SurfaceTerm:
             state: the bodies.
             differences: from target to point [m].
             weights: of the points, over their number; see `_mean_weights`.
-            faces, barycentric, vertices: the points, as in `SurfaceJacobian.rows`.
+            corners, shares: the points, as in `SurfaceJacobian.rows`.
         """
         differences = apply_mask(differences, weights, 1)
         length = safe_norm(differences)
         along = differences / torch.where(length == 0, 1, length)[..., None]
         cost, robust = robust_weights(length.square(), self.robust, self.robust_scale)
-        posed = state.posed(self.surface)
-        rows = self.surface.rows(posed, faces, barycentric, along=along, vertices=vertices).rows
+        rows = self.surface.rows(state.posed(self.surface), corners, shares, along=along).rows
         root = torch.sqrt(weights * robust)
         jacobian = (root[..., None] * rows).index_select(-1, state.free.columns)
         return state.block(root * length, jacobian, (weights * cost).sum(1) / 2)
@@ -251,7 +249,7 @@ class ScanToMesh(_SurfaceTerm):
         triangles = corners_of(mesh, faces, face)
         barycentric = closest_barycentric(points, triangles)
         differences = interpolate(triangles, barycentric) - points
-        return self._block(state, differences, self.weights[state.rows], faces=face, barycentric=barycentric)
+        return self._block(state, differences, self.weights[state.rows], faces[face], barycentric)
 
 
 class MeshToScan(_SurfaceTerm):
@@ -287,8 +285,8 @@ class MeshToScan(_SurfaceTerm):
         scan, weights = self.scan[rows], self.scan_weights[rows]
         nearest = nearest_points(points, scan, weights=weights, ordered=True, backend=self.backend)
         nearest = rows_of(scan, nearest)
-        where = self.vertices.expand(len(rows), -1)
-        return self._block(state, points - nearest, self.weights[rows], vertices=where)
+        where = self.vertices.expand(len(rows), -1)[..., None]
+        return self._block(state, points - nearest, self.weights[rows], where)
 
 
 class PlaneContact(_SurfaceTerm):
@@ -315,8 +313,8 @@ class PlaneContact(_SurfaceTerm):
 
     def _plane_block(self, state: State, heights: Tensor, vertices: Int[Tensor, " n"]) -> Block:
         weights = torch.full_like(heights, 1 / len(self.vertices))
-        where = vertices.expand(len(heights), -1)
-        return self._block(state, heights[..., None] * self.plane.normal, weights, vertices=where)
+        where = vertices.expand(len(heights), -1)[..., None]
+        return self._block(state, heights[..., None] * self.plane.normal, weights, where)
 
 
 class Penetration(PlaneContact):
@@ -365,8 +363,8 @@ class SelfIntersection:
         moving = by_vertex.any(-1).any(0).nonzero()[:, 0]
         gradient = cost.new_zeros(len(cost), state.free.size)
         if len(moving):
-            where, posed = moving.expand(len(cost), -1), state.posed(self.surface)
-            gradient = self.surface.rows(posed, along=by_vertex[:, moving], vertices=where).rows.sum(1)
+            where, posed = moving.expand(len(cost), -1)[..., None], state.posed(self.surface)
+            gradient = self.surface.rows(posed, where, along=by_vertex[:, moving]).rows.sum(1)
         root = torch.sqrt(2 * cost)[:, None]
         row = torch.where(root > 0, gradient / torch.where(root > 0, root, 1), 0)
         return state.block(root, row[:, None].index_select(-1, state.free.columns), cost)
