@@ -31,14 +31,12 @@ class KinematicTree(nn.Module):
     def __init__(self, parents: Sequence[int], correctives: bool = True) -> None:
         super().__init__()
         self.correctives = correctives
-        depth = [0] * len(parents)
-        for joint, parent in enumerate(parents[1:], start=1):
-            depth[joint] = depth[parent] + 1
+        depth = ancestors(parents).sum(1).tolist()
         order = sorted(range(len(parents)), key=depth.__getitem__)
         place = {joint: i for i, joint in enumerate(order)}
         self.is_sorted = order == list(range(len(parents)))
         self.above_list = [0, *(place[parents[joint]] for joint in order[1:])]
-        starts = [[depth[joint] for joint in order].index(level) for level in range(max(depth) + 1)]
+        starts = [[depth[joint] for joint in order].index(level) for level in sorted(set(depth))]
         self.levels = [slice(*pair) for pair in itertools.pairwise([*starts, len(order)])]
         # The parents of a level as a slice, where they are consecutive.
         self.parents_in_a_row = [

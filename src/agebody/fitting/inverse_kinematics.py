@@ -62,7 +62,9 @@ class CarriedPoints(nn.Module):
         steps = rest_joints.copy()
         steps[1:] -= rest_joints[parents[1:]]
         path = ancestors(parents)
-        self.levels = [(level, parents[level].tolist()) for level in _levels(parents.tolist())[1:]]
+        depth = path.sum(1)
+        levels = [np.flatnonzero(depth == level).tolist() for level in np.unique(depth)[1:]]
+        self.levels = [(level, parents[level].tolist()) for level in levels]
         for name, array in {
             "above": np.maximum(parents, 0),
             "is_joint": joints[:, 0] >= 0,
@@ -277,25 +279,10 @@ def _grip(joints: np.ndarray, masses: np.ndarray, parents: np.ndarray) -> np.nda
         for joint in joints[point].tolist():
             shares[point, list({joint, max(0, int(parents[joint]))})] += 1 / joints.shape[1]
     grip = shares**2
-    trunk = _trunk(parents.tolist())
-    for joint in reversed(trunk):
+    # The joints with several children, and all their ancestors.
+    forks = np.flatnonzero(np.bincount(parents[1:], minlength=len(parents)) > 1)
+    trunk = np.flatnonzero(ancestors(parents)[[0, *forks]].any(0))
+    for joint in trunk[::-1]:
         if (grip[:, joint] > CARRIES).sum() < 2:  # it takes the points of its children
             grip[:, joint] = np.maximum(grip[:, joint], grip[:, parents == joint].max(1, initial=0))
     return np.concatenate((grip, grip[:, trunk].sum(1, keepdims=True) ** 2), 1)
-
-
-def _trunk(parents: list[int]) -> list[int]:
-    """Return the joints with several children, and all their ancestors."""
-    trunk = {joint for joint in range(len(parents)) if parents.count(joint) > 1} | {0}
-    for joint in reversed(range(1, len(parents))):
-        if joint in trunk:
-            trunk.add(parents[joint])
-    return sorted(trunk)
-
-
-def _levels(parents: list[int]) -> list[list[int]]:
-    """Return the joints of each depth of the tree."""
-    depth = [0] * len(parents)
-    for joint, parent in enumerate(parents[1:], start=1):
-        depth[joint] = depth[parent] + 1
-    return [[joint for joint, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]

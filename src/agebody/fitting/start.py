@@ -41,15 +41,6 @@ class Views(NamedTuple):
     """In camera coordinates about the root joint [m]."""
 
 
-class Start(NamedTuple):
-    """Initial bodies."""
-
-    parameters: BodyParameters
-    """(count, B, ...), in camera coordinates."""
-    misfit: Float[Tensor, "count B"]
-    """Share of the keypoints' spread that the similarity leaves: 0 to 1."""
-
-
 def candidate_views(body: BodyModel, layout: KeypointLayout, age_offset: Float[Tensor, " B"]) -> Views:
     """Return prototype poses of people of these ages, seen from eight sides, and from above and below."""
     names = body.asset.joint_names
@@ -74,8 +65,10 @@ def start_from_keypoints(
     age_offset: Float[Tensor, " B"],
     *,
     count: int = 2,
-) -> Start:
-    """Return the views that fit best, each by the similarity of the image plane onto the keypoints.
+) -> BodyParameters:
+    """Return bodies (count, B, ...) in camera coordinates: the views that fit best.
+
+    Each is placed by the similarity of the image plane onto the keypoints.
 
     In normalised image coordinates, its rotation rolls the body about the optical axis, its scale is one over
     the depth, and its shift places the body. The first view is the best of all; each further one is the best
@@ -124,16 +117,10 @@ def start_from_keypoints(
         place = torch.cat((image_mean * z[:, None] - middle, z[:, None]), -1)
         orient = from_matrix(turn, "axis_angle")
         betas = pelvis.new_zeros(len(z), body.num_coefficients)
-        found.append(
-            (
-                BodyParameters(orient, views.body_pose[best], betas, age_offset, place - pelvis),
-                misfit[everyone, best],
-            )
-        )
+        found.append(BodyParameters(orient, views.body_pose[best], betas, age_offset, place - pelvis))
         same_way = (facing * facing[everyone, best][:, None]).sum(-1) >= 0
         left = torch.where(same_way, torch.inf, left)
-    parameters = BodyParameters(*(torch.stack(parts) for parts in zip(*(p for p, _ in found), strict=True)))
-    return Start(parameters, torch.stack([m for _, m in found]))
+    return BodyParameters(*map(torch.stack, zip(*found, strict=True)))
 
 
 def starts_in_world(
@@ -157,7 +144,7 @@ def starts_in_world(
         body, seen.layout, seen.keypoints, trust, seen.camera, seen.ages[:, 2], count=count
     )
     cameras = seen.camera.map(lambda part: part.repeat(count, *[1] * (part.dim() - 1)))
-    placed = found.parameters.map(lambda part: part.flatten(0, 1))
+    placed = found.map(lambda part: part.flatten(0, 1))
     names = body.asset.joint_names[1:]
     if isinstance(prior, MahalanobisPrior):  # everyday poses say nothing of hands
         free = {*names} if joints is None else {*joints}
@@ -177,11 +164,7 @@ def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> Bod
     """Return bodies in camera coordinates moved to the world of a camera with a pose."""
     if camera.rotation is None and camera.translation is None:
         return parameters
-    rotation = camera.rotation
-    if rotation is None:
-        rotation = torch.eye(3, dtype=body.dtype, device=body.device).expand(len(parameters.betas), 3, 3)
-    place = None if camera.translation is None else -(rotation.mT @ camera.translation[..., None])[..., 0]
-    return body.move(parameters, rotation.mT, place)
+    return body.move(parameters, camera.world_to_camera[..., :3, :3].mT, camera.position)
 
 
 def to_camera_space(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
@@ -228,16 +211,13 @@ def triangulate(
     """
     image = camera.undistort(keypoints)
     rays = torch.cat((image, torch.ones_like(image[..., :1])), -1)
-    origin = torch.zeros_like(rays[..., :1, :])
-    if camera.translation is not None:
-        origin = origin - camera.translation[..., None, :]
     if camera.rotation is not None:
-        rays, origin = rays @ camera.rotation, origin @ camera.rotation
+        rays = rays @ camera.rotation
     rays = rays / rays.norm(dim=-1, keepdim=True)
     eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
     across = eye - rays[..., None] * rays[..., None, :]
     normal = (weights[..., None, None] * across).sum(-4)
-    target = (weights[..., None] * (across @ origin[..., None])[..., 0]).sum(-3)
+    target = (weights[..., None] * (across @ camera.position[..., None, :, None])[..., 0]).sum(-3)
     total = weights.sum(-2)
     # The smallest eigenvalue is about the total times the squared sine of half of the angle between the rays.
     apart = torch.linalg.eigvalsh(normal)[..., 0] > 1e-4 * total

@@ -165,7 +165,7 @@ def fit_plane(
         found = f"points: expected {LEAST_SHARE:.0%} of them on one plane, to {tolerance} m, got {share:.0%}"
         raise ValueError(found + _advise_units(points))
     if towards is not None:
-        eye = towards.to_world(points.new_zeros(1, 3))[0] if isinstance(towards, Camera) else towards
+        eye = towards.position if isinstance(towards, Camera) else towards
         if not isinstance(eye, Tensor) or eye.shape != (3,) or not eye.isfinite().all():
             raise ValueError(f"towards: expected a camera, or a point, a finite tensor (3,), got {towards}")
         above = (eye.to(normal) * normal).sum() - offset

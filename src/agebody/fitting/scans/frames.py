@@ -77,7 +77,7 @@ def read_frames(
         raise ValueError(f"plane: expected a normal of length 1, got {float(plane.normal.norm()):g}")
     if plane is not None:
         shown = points[there != 0]
-        shown = shown if len(shown) else eye_of(camera, points).reshape(-1, 3)
+        shown = shown if len(shown) else camera.position.reshape(-1, 3)
         height = float(plane_height(shown, plane.normal, plane.offset).median())
         if height < -BELOW:
             what = "half of the points" if there.any() else "no points and the camera"
@@ -101,11 +101,6 @@ def read_frames(
     if not keypoints.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where weights are not 0")
     return Frames(points, there, camera, keypoints, confidences, plane)
-
-
-def eye_of(camera: Camera, like: Tensor) -> Float[Tensor, "*batch 3"]:
-    """Return the position of the camera [m]."""
-    return camera.to_world(like.new_zeros(1, 3))[..., 0, :]
 
 
 def draw_points(

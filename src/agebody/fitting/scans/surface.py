@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
-from agebody.fitting.scans.frames import Frames, eye_of, order_points
+from agebody.fitting.scans.frames import Frames, order_points
 from agebody.losses import plane_height
 from agebody.mesh.closest import (
     closest_barycentric,
@@ -154,7 +154,7 @@ def register_surface(
     Returns:
         The moved vertices, and a report per frame without costs of single terms.
     """
-    eye, moved = eye_of(seen.camera, vertices), torch.zeros_like(vertices)
+    eye, moved = seen.camera.position, torch.zeros_like(vertices)
     faces = order_faces(vertices, faces, backend=backend)
     points, weights = order_points(seen.points, seen.weights, backend)
     edges, seen = edges_of(faces), seen._replace(points=points, weights=weights)

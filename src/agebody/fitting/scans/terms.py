@@ -13,7 +13,7 @@ from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.fitting.patches import farthest_points
 from agebody.fitting.scans.clouds import Plane
-from agebody.fitting.scans.frames import Frames, draw_points, eye_of, order_points
+from agebody.fitting.scans.frames import Frames, draw_points, order_points
 from agebody.keypoints import KeypointLayout, joint_layout
 from agebody.losses import MahalanobisPrior, part_vertices, plane_height, self_intersection_loss
 from agebody.mesh.closest import (
@@ -110,7 +110,7 @@ class ScanTerms:
         self.priors: dict[str, Term] = {"pose": PosePrior(pose_prior, body), "shape": ShapePrior()}
         if HyperextensionPrior.applies_to(body):
             self.priors["hyperextension"] = HyperextensionPrior(body)
-        self.eye = eye_of(seen.camera, like).expand(len(like), 3)
+        self.eye = seen.camera.position.expand(len(like), 3)
 
     def joints_of(self, vectors: Float[Tensor, "b P"]) -> Float[Tensor, "b J 3"]:
         """Return the joints of bodies [m]."""
