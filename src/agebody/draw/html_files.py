@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from agebody.age import AgeCurve, median_head_circumference
 from agebody.age.growth import Sex, growth_by_months
-from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.asset import AssetError, BodyAsset, sparse_weights
 from agebody.body import BodyModel
 from agebody.cameras import field_limit
 from agebody.draw.meshes import PALETTE
@@ -195,9 +195,7 @@ def _describe(body: BodyModel, block: _Block) -> dict[str, Any]:
     asset = body.asset
     ids = "u2" if body.num_vertices < 2**16 else "u4"
     names = direction_names(body)
-    dense = asset.dense_weights()
-    width = int((dense != 0).sum(1).max())
-    joints = np.argsort(-np.abs(dense), axis=1, kind="stable")[:, :width]
+    joints, weights = sparse_weights(asset.dense_weights())
     return {
         "kind": "body",
         "name": asset.metadata.name,
@@ -216,9 +214,9 @@ def _describe(body: BodyModel, block: _Block) -> dict[str, Any]:
         "jointDirections": block.add(body.joint_directions, "f4"),
         "correctives": None if asset.posedirs is None else block.add_directions(body.corrective_directions),
         "skinning": {
-            "width": width,
+            "width": joints.shape[1],
             "joints": block.add(joints, "u2"),
-            "weights": block.add(np.take_along_axis(dense, joints, 1), "f4"),
+            "weights": block.add(weights, "f4"),
         },
         "measures": _measures(asset, block, ids),
         "layouts": _layouts(asset, block, ids),

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody import rotations
-from agebody.assets.asset import BodyAsset
+from agebody.assets.asset import BodyAsset, sparse_weights
 from agebody.engine import halfprecision
 from agebody.engine.batched import BatchedFunction, is_differentiated, is_traced, is_transformed
 from agebody.engine.deform import pose_feature
@@ -199,11 +199,7 @@ class WarpSurface(nn.Module):
             flat = torch.from_numpy(np.ascontiguousarray(correctives)).flatten(1)
             low = halfprecision.factor(flat, corrective_dtype).to(device)
             self.register_buffer("correctives", _aligned(low), persistent=False)
-        width = int((weights != 0).sum(1).max())
-        joints = np.argsort(-np.abs(weights), axis=1, kind="stable")[:, :width]
-        packed = load_kernels().SkinningWeights.pack(
-            joints, np.take_along_axis(weights, joints, 1), num_joints
-        )
+        packed = load_kernels().SkinningWeights.pack(*sparse_weights(weights), num_joints)
         self.weights = _Constants(packed.to(device, dtype))
 
     def rest(self, coefficients: Tensor) -> Tensor:

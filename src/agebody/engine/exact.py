@@ -54,6 +54,16 @@ class ExactBuffers(nn.Module):
         return self
 
 
+def register_constants(
+    module: nn.Module, arrays: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Register arrays as non-persistent buffers: floating-point ones in a precision, integers as int64."""
+    for name, array in arrays.items():
+        kind = dtype if array.dtype.kind == "f" else torch.int64 if array.dtype.kind in "iu" else None
+        tensor = torch.from_numpy(np.array(array, order="C")).to(device, kind)
+        module.register_buffer(name, tensor, persistent=False)
+
+
 def read_device(device: Any) -> torch.device | None:
     """Check that tensors can be made on a device; None, torch's own, stays None."""
     try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
 from agebody.engine.batched import Array, BatchedFunction, constant, empty, product
+from agebody.engine.exact import register_constants
 from agebody.engine.kinematics import ancestors
 from agebody.keypoints import KeypointLayout
 
@@ -127,18 +128,16 @@ class PointRegression(nn.Module):
         )
         at_vertices = rows[:, used].toarray() * by_vertex[:, None]
         of_pairs = np.eye(len(joints))[tables.pair_points[pairs]].T
-        for name, array in (
-            ("row_sums", tables.row_sums[:, None]),
-            ("moments", moments.swapaxes(1, 2).reshape(len(directions), -1)),
-            ("masses", np.concatenate((np.ones(len(used)), tables.masses[pairs]))),
-            ("blend", np.ascontiguousarray(blend.T)),
-            ("sums", np.ascontiguousarray(np.concatenate((at_vertices, of_pairs), 1).T)),
-            ("joints", np.maximum(joints, 0)),
-            ("is_joint", joints[:, :1] >= 0),
-        ):
-            tensor = torch.from_numpy(array)
-            tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-            self.register_buffer(name, tensor, persistent=False)
+        arrays = {
+            "row_sums": tables.row_sums[:, None],
+            "moments": moments.swapaxes(1, 2).reshape(len(directions), -1),
+            "masses": np.concatenate((np.ones(len(used)), tables.masses[pairs])),
+            "blend": blend.T,
+            "sums": np.concatenate((at_vertices, of_pairs), 1).T,
+            "joints": np.maximum(joints, 0),
+            "is_joint": joints[:, :1] >= 0,
+        }
+        register_constants(self, arrays, dtype, device)
         self.any_joint, self.any_surface = bool((joints >= 0).any()), len(tables.masses) > 0
 
     def forward(
@@ -224,9 +223,8 @@ class ContourTable(nn.Module):
         self.layout, asset = layout, body.asset
         corners = asset.faces[asset.contour_faces]
         places = np.searchsorted(np.unique(corners), corners)
-        self.register_buffer("corners", torch.from_numpy(places).to(body.device), persistent=False)
-        weights = torch.tensor(asset.contour_weights).to(body.device, body.dtype)
-        self.register_buffer("weights", weights, persistent=False)
+        arrays = {"corners": places, "weights": asset.contour_weights}
+        register_constants(self, arrays, body.dtype, body.device)
 
     def forward(
         self, vertices: Float[Tensor, "B U 3"], neck: Float[Tensor, "B 3 4"]
@@ -261,15 +259,13 @@ class MeshPoints(nn.Module):
         self.layout = layout
         joints, self.regressor = layout.resolve(asset)
         used = np.unique(self.regressor.indices)
-        for name, array in (
-            ("vertices", used.astype(np.int64)),
-            ("weights", self.regressor[:, used].toarray()),
-            ("joints", np.maximum(joints, 0)),
-            ("is_joint", joints[:, :1] >= 0),
-        ):
-            tensor = torch.from_numpy(array)
-            tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-            self.register_buffer(name, tensor, persistent=False)
+        arrays = {
+            "vertices": used,
+            "weights": self.regressor[:, used].toarray(),
+            "joints": np.maximum(joints, 0),
+            "is_joint": joints[:, :1] >= 0,
+        }
+        register_constants(self, arrays, dtype, device)
         self.any_joint = bool((joints >= 0).any())
 
     def forward(

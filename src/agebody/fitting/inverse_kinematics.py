@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from agebody.body import BodyModel
 from agebody.engine.deform import age_coefficients
+from agebody.engine.exact import register_constants
 from agebody.engine.kinematics import ancestors
 from agebody.engine.points import LayoutTables, mean_of_joints
 from agebody.keypoints import KeypointLayout
@@ -65,7 +66,7 @@ class CarriedPoints(nn.Module):
         depth = path.sum(1)
         levels = [np.flatnonzero(depth == level).tolist() for level in np.unique(depth)[1:]]
         self.levels = [(level, parents[level].tolist()) for level in levels]
-        for name, array in {
+        arrays = {
             "above": np.maximum(parents, 0),
             "is_joint": joints[:, 0] >= 0,
             "joints": np.maximum(joints, 0),
@@ -76,10 +77,8 @@ class CarriedPoints(nn.Module):
             "rest_joints": rest_joints,
             "steps": steps,
             "path": path,
-        }.items():
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            dtype = body.dtype if tensor.is_floating_point() else tensor.dtype
-            self.register_buffer(name, tensor.to(body.device, dtype), persistent=False)
+        }
+        register_constants(self, arrays, body.dtype, body.device)
 
     def directions(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B K 3 C"]:
         """Return the points per unit of each coefficient, given the joints' world rotations.

@@ -14,6 +14,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_slopes
+from agebody.engine.exact import register_constants
 from agebody.engine.kinematics import ancestors
 from agebody.engine.points import identity_moves, lever_sums
 from agebody.engine.trees import take_rows
@@ -55,18 +56,12 @@ class _Derivatives(nn.Module):
         expect_body(body, single=True)
         self._body = [body]  # in a list, so that it is not a submodule
         knots, slopes = age_slopes(body.age_anchors)
-        self._register(age_knots=knots, age_slopes=slopes)
+        register_constants(self, {"age_knots": knots, "age_slopes": slopes}, body.dtype, body.device)
 
     @property
     def body(self) -> BodyModel:
         """The layer."""
         return self._body[0]
-
-    def _register(self, **arrays: np.ndarray) -> None:
-        for name, array in arrays.items():
-            tensor = torch.tensor(array, device="cpu")
-            dtype = self.body.dtype if tensor.is_floating_point() else torch.int64
-            self.register_buffer(name, tensor.to(self.body.device, dtype), persistent=False)
 
     def _by_age(
         self, age_offset: Float[Tensor, " B"], by_templates: Float[Tensor, "B K D A"]
@@ -112,17 +107,18 @@ class KeypointJacobian(_Derivatives):
         order = np.argsort(tables.counts, kind="stable")  # in which the points have their pairs
         sums, levers, hanging = lever_sums(parents, tables)
         moves, root_moves = identity_moves(parents, tables, hanging, body.joint_directions)
-        self._register(
-            pair_joints=tables.pair_joints,
-            masses=tables.masses[:, None],
-            moments=tables.moments.reshape(len(tables.moments), -1),
-            row_sums=tables.row_sums[None],
-            sums=sums,
-            levers=levers[order].reshape(-1, sums.shape[1]),
-            moves=moves,
-            root_moves=root_moves,
-            order=np.argsort(order),
-        )
+        arrays = {
+            "pair_joints": tables.pair_joints,
+            "masses": tables.masses[:, None],
+            "moments": tables.moments.reshape(len(tables.moments), -1),
+            "row_sums": tables.row_sums[None],
+            "sums": sums,
+            "levers": levers[order].reshape(-1, sums.shape[1]),
+            "moves": moves,
+            "root_moves": root_moves,
+            "order": np.argsort(order),
+        }
+        register_constants(self, arrays, body.dtype, body.device)
         self._groups = list(_groups(tables.counts[order]))
         self._in_order = bool((order == np.arange(len(order))).all())
 
@@ -216,15 +212,16 @@ class SurfaceJacobian(_Derivatives):
         super().__init__(body)
         asset = body.asset
         rows = 3 * asset.num_vertices
-        self._register(
-            skin_joints=asset.skin_joints,
-            skin_weights=asset.skin_weights,
-            directions=body.identity_directions.transpose(1, 2, 0).reshape(rows, -1),
-            corrective_directions=body.corrective_directions.transpose(1, 2, 0).reshape(rows, -1),
-            above=ancestors(asset.parents),
-            parents=asset.parents[1:],
-            rest_moves=body.joint_directions[1:],
-        )
+        arrays = {
+            "skin_joints": asset.skin_joints,
+            "skin_weights": asset.skin_weights,
+            "directions": body.identity_directions.transpose(1, 2, 0).reshape(rows, -1),
+            "corrective_directions": body.corrective_directions.transpose(1, 2, 0).reshape(rows, -1),
+            "above": ancestors(asset.parents),
+            "parents": asset.parents[1:],
+            "rest_moves": body.joint_directions[1:],
+        }
+        register_constants(self, arrays, body.dtype, body.device)
 
     def posed(
         self,
