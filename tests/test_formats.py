@@ -293,6 +293,7 @@ SAMPLES = {
         },
         BODY,
         "coco17",
+        file="results_a.json",
         **BOX,
     ),
     "MMPose, names out of order": Sample(
@@ -312,6 +313,16 @@ SAMPLES = {
         {"instance_info": [{"keypoints": pairs(xyc(308)), "keypoint_scores": [1.0] * 308}]},
         GOLIATH,
         weights=[1.0] * 308,
+    ),
+    "Sapiens 2": Sample(
+        {
+            "video": "x",
+            "image_size": [100, 200],
+            "frames": [{"image_name": "a.png", "instances": [INSTANCE]}],
+        },
+        BODY,
+        "coco17",
+        **BOX,
     ),
     "ViTPose of transformers, one image": Sample([VITPOSE | {"bbox": [5.0, 6.0, 5.1, 6.1]}], BODY, "coco17"),
     "ViTPose of transformers, images": Sample([[VITPOSE]], BODY, "coco17"),
@@ -334,6 +345,32 @@ SAMPLES = {
         BODY,
         "coco17",
         file="a.png.predictions.json",
+        **BOX,
+    ),
+    "OpenPifPaf, video": Sample(
+        [
+            {
+                "frame": 1,
+                "predictions": [
+                    {"keypoints": flat(xyc(17)), "bbox": [10, 20, 30, 40], "score": 0.9, "category_id": 1}
+                ],
+            }
+        ],
+        BODY,
+        "coco17",
+        **BOX,
+    ),
+    "EasyMocap": Sample(
+        {
+            "filename": "images/0/a.png",
+            "height": 100,
+            "width": 200,
+            "annots": [{"personID": 2, "bbox": [10, 20, 40, 60, 0.9], "keypoints": xyc(25)}],
+            "isKeyframe": False,
+        },
+        BODY25,
+        file="000000.json",
+        track=2,
         **BOX,
     ),
     "Ultralytics to_json": Sample([ULTRALYTICS], BODY, "coco17", track=3, **BOX),
@@ -525,6 +562,14 @@ SAMPLES = {
         BODY,
         "coco17",
         [0 if k == 4 else c for k, (*_, c) in enumerate(xyc(17))],
+    ),
+    "points at (0, 0), as of Ultralytics below 0.5": Sample(
+        results(
+            17, keypoints=flat((0, 0, c) if k > 12 else (x, y, c) for k, (x, y, c) in enumerate(xyc(17)))
+        ),
+        BODY,
+        "coco17",
+        [0 if k > 12 else c for k, (*_, c) in enumerate(xyc(17))],
     ),
     "gaps": Sample(
         coco({"keypoints": [*visible(17)[:45], math.nan, None, 0, None, None, None]}, BODY),
@@ -982,6 +1027,10 @@ def test_results_find_their_images_in_the_annotations_that_they_belong_to(tmp_pa
     photographs(tmp_path / "images", "day/a.png")
     again = read_people(path, annotations=target, images=tmp_path / "images")
     assert again.images[0].name == "day/a.png"
+    document["categories"] = [{"id": 1, "name": "dog"}, {"id": 5, "name": "person", "keypoints": BODY}]
+    rows = [results(17, image_id=7, category_id=kind)[0] for kind in (1, 5)]
+    found = read_people(write(tmp_path, rows, "both.json"), annotations=write(tmp_path, document, "two.json"))
+    assert (found.ids.tolist(), dict(found.left_out)) == ([2], {"of another category": 1})
     write(tmp_path, results(17, image_id=8), "results.json")
     with pytest.raises(AnnotationError, match=r"results\[0\].*got 8; there are 1 images in .*target.json"):
         read_people(path, annotations=target)

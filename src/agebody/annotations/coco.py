@@ -181,8 +181,9 @@ class Entries:
     def points(self, limit: float) -> list[Float[np.ndarray, "_ 3"]]:
         """Return x, y, v of the points; no points where an entry has none.
 
-        Where v is 0, coordinates may be missing, and are 0 then. ``PARTS``, such as COCO-WholeBody's feet,
-        are appended to the body; of face and hands, all or none.
+        Where v is 0, coordinates may be missing, and are 0 then. At (0, 0) are points that were not found,
+        whatever v is. ``PARTS``, such as COCO-WholeBody's feet, are appended to the body; of face and hands,
+        all or none.
 
         Args:
             limit: largest coordinate where v is not 0 [pixels].
@@ -240,6 +241,7 @@ class Entries:
                 i, f"{key}: expected confidences from 0 to 1, got {most:g}; divide them all, as by {scale}"
             )
         points[:, 2] = np.maximum(points[:, 2], 0)
+        points[~points[:, :2].any(1), 2] = 0  # Ultralytics moves those of confidences below 0.5 there
         far = (np.abs(points[:, :2]) > limit) & (points[:, 2:] > 0)
         if far.any():
             self.fail(i, f"{key}: expected pixels up to {limit:.0f}, got {points[:, :2][far][0]:g}")

@@ -160,11 +160,13 @@ def _mmpose(document: Any) -> Iterator[Frame]:
         listed = about.get("keypoint_id2name") if isinstance(about, dict) else None
         if isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values()):
             names = tuple(listed[key] for key in sorted(listed, key=lambda key: (len(key), key)))
-        document, prefix = document["instance_info"], "instance_info"
+        prefix = "instance_info" if "instance_info" in document else "frames"
+        document = document[prefix]
     if _objects(document, "instances"):
         for i, one in enumerate(document):
-            instances = one.get("instances") if isinstance(one, dict) else one
-            yield Frame(None, _mmpose_people(instances, f"{prefix}[{i}].instances"), names=names)
+            one = one if isinstance(one, dict) else {"instances": one}
+            people = _mmpose_people(one.get("instances"), f"{prefix}[{i}].instances")
+            yield Frame(one.get("image_name"), people, names=names)
     else:
         yield Frame(None, _mmpose_people(document, prefix), names=names)
 
@@ -215,14 +217,35 @@ def _easy_vitpose(document: Any) -> Iterator[Frame]:
 
 
 def _is_openpifpaf(document: Any) -> bool:
-    """Return whether a list has the people of one image, which has the file's name."""
+    """Return whether a list has the people of one image, which has the file's name, or frames of a video."""
+    if _objects(document, "predictions") and "frame" in document[0]:
+        return True
     if not _objects(document, "keypoints") or not {"bbox", "score", "category_id"} <= document[0].keys():
         return False
     return not any(_has(one, "image_id", "file_name") for one in document)
 
 
 def _openpifpaf(document: Any) -> Iterator[Frame]:
-    yield Frame(None, [(f"[{i}]", one) for i, one in enumerate(document)])
+    if "predictions" not in document[0]:
+        yield Frame(None, [(f"[{i}]", one) for i, one in enumerate(document)])
+        return
+    for i, one in enumerate(document):
+        people = _listed(one.get("predictions") if isinstance(one, dict) else one)
+        yield Frame(None, [(f"[{i}].predictions[{k}]", person) for k, person in enumerate(people)])
+
+
+# --- EasyMocap
+
+
+def _easymocap(document: Any) -> Iterator[Frame]:
+    people = []
+    for i, one in enumerate(_listed(document["annots"])):
+        if isinstance(one, dict):
+            box = one.get("bbox")  # corners and a confidence
+            box = _from_corners(box[:4]) if isinstance(box, list) else box
+            one = _with(one, bbox=box, track_id=one.get("personID"))
+        people.append((f"annots[{i}]", one))
+    yield Frame(document.get("filename"), people, [document.get("width"), document.get("height")])
 
 
 # --- Ultralytics
@@ -366,7 +389,13 @@ FORMATS = (
         _openpose_by_name,
     ),
     Format(
-        "MMPose", lambda d: _has(d, "instance_info") or _objects(d, "keypoint_scores", "instances"), _mmpose
+        "MMPose",
+        lambda d: (
+            _has(d, "instance_info")
+            or _objects(d, "keypoint_scores", "instances")
+            or (_has(d, "frames") and _objects(d["frames"], "instances"))
+        ),
+        _mmpose,
     ),
     Format(
         "Ultralytics",
@@ -386,6 +415,7 @@ FORMATS = (
         "easy_ViTPose", lambda d: _has(d, "skeleton") and isinstance(d.get("keypoints"), list), _easy_vitpose
     ),
     Format("OpenPifPaf", _is_openpifpaf, _openpifpaf),
+    Format("EasyMocap", lambda d: _has(d, "annots"), _easymocap),
     Format("AI Challenger", lambda d: _objects(d, "keypoint_annotations"), _ai_challenger, "AI Challenger"),
     Format("MPII", lambda d: _objects(d, "joints") and _objects(d, "image"), _mpii, "MPII"),
     Format("MediaPipe", _is_mediapipe, _mediapipe, shares=True),
@@ -407,7 +437,7 @@ FORMATS = (
 """The formats besides COCO's annotations, of which the first that fits counts."""
 
 READ = (
-    "COCO, OpenPose, AlphaPose, MMPose, ViTPose, OpenPifPaf, Ultralytics, YOLO-pose, MediaPipe, "
+    "COCO, OpenPose, AlphaPose, MMPose, ViTPose, OpenPifPaf, EasyMocap, Ultralytics, YOLO-pose, MediaPipe, "
     "AI Challenger and MPII"
 )
 """Names of the formats that are read, for error messages."""

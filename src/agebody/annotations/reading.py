@@ -44,7 +44,7 @@ from agebody.annotations.photographs import Photographs, is_content, photograph_
 from agebody.annotations.yolo import YOLO, Unclear
 from agebody.keypoints import KeypointLayout, get_layout
 
-_SUFFIX, _PIFPAF = "_keypoints", ".predictions"
+_SUFFIX, _PIFPAF, _MMPOSE = "_keypoints", ".predictions", "results_"
 _UNLABELLED = "no labelled keypoint"
 _MOST_SHARE = 4.0
 """Shares of an image may lie outside of it, and nobody's points are all within this many pixels."""
@@ -202,7 +202,7 @@ class _Annotated:
             fail(path, "expected COCO annotations, an object with lists of images and annotations")
         self.entries = {image.id: image for image in read_images(path, document)}
         self.names = tuple(image.name for image in self.entries.values())
-        self.order = find_people(path, document.get("categories"))[0]
+        self.order, self.categories = find_people(path, document.get("categories"))
         self.path = path
 
     def matches(self, key: Any) -> list[ImageEntry]:
@@ -255,8 +255,9 @@ def _read_detections(
     entries = Entries(path, "results", rows, None if is_results else origins)
     left_out: Counter[str] = Counter()
     categories = entries.values("category_id", is_id, "a number or a string", lambda i: 1)
-    if len(set(categories)) > 1 and 1 in categories:
-        kept = [category == 1 for category in categories]
+    of_people = (known.categories if isinstance(known, _Annotated) else []) or [1]
+    kept = [category in of_people for category in categories]
+    if any(kept):
         left_out["of another category"] = kept.count(False)
         entries = entries.select(kept)
     points, labelled = _points(entries, boxes)
@@ -329,6 +330,8 @@ def _find_image(
     if key is not None and not is_id(key):
         fail(file, f"{where}image_id: expected a name or a number, got {short(key)}")
     found = [] if known is None else known.matches(stem if key is None else key)
+    if key is None and known is not None and not found:
+        found = known.matches(stem.removeprefix(_MMPOSE))
     if len(found) > 1:
         names = [one if isinstance(one, str) else one.name for one in found]
         fail(file, f"{where}{short(stem if key is None else key)} fits several images: {shorten(names)}")
