@@ -145,6 +145,9 @@ CHANGES = {
     "images in another order": lambda r, a, d: r.shuffle(a["images"]),
     "unlisted images": unlisted_image,
     "unlisted categories": unlisted_category,
+    "null categories": lambda r, a, d: [
+        row.update(category_id=None) for row in some(r, [*a["annotations"], *d])
+    ],
     "two categories": second_category(2),
     "two categories by name": lambda r, a, d: (
         each([*a["annotations"], *d], "category_id", str), each(a["categories"], "id", str),
@@ -224,6 +227,10 @@ def test_changes_to_numbers_are_noted(tmp_path):
     notes = " ".join(numbers(tmp_path, annotations, results).notes)
     for part in ("id 0", "of a later one", "not listed", "other categories", "by their place"):
         assert part in notes
+    annotations, results = synthetic_coco(0, images=8)
+    annotations["categories"] = []
+    assert np.isnan(pycocotools_numbers(copy.deepcopy(annotations), results)).all()
+    assert "nobody in pycocotools" in " ".join(numbers(tmp_path, annotations, results).notes)
 
 
 def crowdpose(seed):

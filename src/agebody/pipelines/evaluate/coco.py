@@ -105,6 +105,8 @@ def read_coco(pred: str | Path, target: str | Path) -> Detections:
     stated = Entries(target, "categories", known).values("id", _is_id, "a number or a string", None)
     used = truth.values("category_id", _is_id, "a number or a string", lambda i: 1)
     kinds = list(dict.fromkeys(stated or used or [1]))
+    if document.get("categories") == []:
+        notes.append("there are no categories: all count here, and nobody in pycocotools")
     truth = _annotations(truth, place, kinds, notes)
     of_truth, of_results = _categories(truth, kinds), _categories(results, kinds)
     if (of_results < 0).any():
@@ -182,10 +184,11 @@ def _image(row: dict[str, Any]) -> Any:
 
 
 def _categories(entries: Entries, kinds: list[Any]) -> Int[np.ndarray, " N"]:
-    """Return the index of each entry's category, -1 where it is not listed."""
+    """Return the index of each entry's category, -1 where it is null or not listed."""
     only = (lambda i: kinds[0]) if len(kinds) == 1 else None
     found = entries.values("category_id", _is_id, "a number or a string", only)
-    return np.array([kinds.index(value) if value in kinds else -1 for value in found], dtype=np.int64)
+    stated = [row.get("category_id", value) for row, value in zip(entries.rows, found, strict=True)]
+    return np.array([kinds.index(value) if value in kinds else -1 for value in stated], dtype=np.int64)
 
 
 def _keypoints(entries: Entries, *, labelled: bool) -> list[np.ndarray]:
