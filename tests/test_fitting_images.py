@@ -12,7 +12,7 @@ import agebody
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.cameras import Camera
 from agebody.fitting.clips import Clips
-from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
+from agebody.fitting.frames import AIONHMR, SMPLIFY, fit_keypoints, fit_sequence
 from agebody.fitting.observed import read_observed
 from agebody.fitting.start import start_from_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
@@ -132,6 +132,20 @@ def test_an_image_is_a_clip_of_one_frame(body, motion_sd):
         torch.testing.assert_close(frame[:, 0], alone, rtol=0, atol=1e-5)
     torch.testing.assert_close(clip.error[:, 0], image.error, rtol=0, atol=1e-4)
     assert torch.equal(clip.report.iterations, image.report.iterations)
+    assert torch.equal(clip.report.accepted, image.report.accepted)
+    assert clip.report.accepted.sum() >= 11
+
+
+def test_two_cameras_that_show_two_people_are_not_accepted(body):
+    people = random_people(body, 6, seed=5)
+    points = observe(body, people, seed=5).keypoints
+    camera = people.camera.map(lambda part: part[:, None, None].expand(-1, 1, 2, -1))
+    same, other = (torch.stack((points, second), 1)[:, None] for second in (points, points.roll(1, 0)))
+    accepted = [
+        fit_sequence(body, seen, camera, views=True, stages=SMPLIFY).report.accepted for seen in (same, other)
+    ]
+    assert accepted[0].sum() >= 5
+    assert not accepted[1].any()
 
 
 def test_the_robust_cost_bounds_outliers(body):
@@ -395,6 +409,7 @@ def test_hopeless_people_are_left_and_said_so(body, seen):
     found = fit_keypoints(body, keypoints, camera, weights=weights)
     assert found.report.converged.tolist()[:2] == [False, False]
     assert found.report.converged[3]
+    assert found.report.accepted.tolist() == [False, False, False, True]
     assert all(part.isfinite().all() for part in found.parameters)
     assert found.error.isnan().tolist() == [True, False, False, False]
     assert found.start_error.isnan().tolist() == [True, False, False, False]

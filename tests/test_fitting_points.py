@@ -412,3 +412,40 @@ def test_patches_cover_the_mesh(body):
     first = np.zeros(len(layout), int)
     first[owners.indices] = part
     assert (first[owners.indices] == part).all()  # and every patch in one part
+
+
+def test_only_probable_people_where_the_points_are_are_accepted(body):
+    """Solvers converge on wrong points as well."""
+    truth, generator = people(body, 6), torch.Generator().manual_seed(0)
+    joints, vertices = body(truth).joints, body(truth).vertices
+    mirror = torch.tensor([-1.0, 1.0, 1.0])
+    half = torch.arange(joints.shape[1]) % 2
+    mixed = torch.where(half[:, None] > 0, joints, joints.roll(1, 0))
+    moved = joints + 0.5 * torch.nn.functional.one_hot(torch.tensor(20), joints.shape[1])[:, None]
+    noise = 0.02 * torch.randn(joints.shape, generator=generator)
+    right = [
+        fit_points(body, joints),
+        fit_points(body, joints * -mirror),  # a half turn: upside down
+        fit_points(body, joints + noise, sd=0.02),
+        fit_vertices(body, vertices),
+    ]
+    wrong = [
+        fit_points(body, points)
+        for points in (
+            joints * mirror,
+            3 * joints,
+            joints.flip(1),
+            mixed,
+            moved,
+            joints * torch.tensor([1, 1, 0]),
+        )
+    ] + [
+        fit_points(body, joints, age_offset=4.0),
+        fit_points(body, joints, weights=(torch.arange(joints.shape[1]) == 0).float()),
+        fit_vertices(body, vertices * mirror),
+        fit_vertices(body, vertices.flip(1)),
+        fit_vertices(body, 1.5 * vertices),
+    ]
+    assert sum(int(fit.report.converged.sum()) for fit in wrong) > 30
+    assert [int(fit.report.accepted.sum()) for fit in right] == [6] * len(right)
+    assert [int(fit.report.accepted.sum()) for fit in wrong] == [0] * len(wrong)

@@ -102,7 +102,7 @@ def knows_the_truth(monkeypatch, people):
         parameters = some.parameters
         count = len(keypoints)
         zero, yes = torch.zeros(count), torch.ones(count, dtype=torch.bool)
-        report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2})
+        report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2}, yes)
         sure = StandardErrors(zero + 1e-3, zero + 0.02, zero + 0.1)
         return Fit(parameters, report, zero + 1, zero + 20, sure)
 

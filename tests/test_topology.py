@@ -424,10 +424,10 @@ def test_people_stand_before_the_camera(files, tmp_path):
 
 
 def test_a_map_that_does_not_belong_is_noted(small):
-    fit = fit_vertices(small, small().vertices[None], max_iterations=0)
-    fit = fit._replace(error=torch.tensor([0.2]))
-    assert any("does the map belong to random" in line for line in _describe(fit, small)[1])
-    assert not any("map" in line for line in _describe(fit._replace(error=torch.tensor([0.02])), small)[1])
+    vertices = small().vertices[None]
+    wrong, right = fit_vertices(small, vertices.flip(1)), fit_vertices(small, vertices)
+    assert any("does the map belong to random" in line for line in _describe(wrong, small)[1])
+    assert not any("map" in line for line in _describe(right, small)[1])
 
 
 def test_a_body_becomes_the_other_topology(files, mannequin, tmp_path):

@@ -117,6 +117,8 @@ class Clips:
         ahead = (ahead.all(2) | ~self.present).all(1)
         spent = spent + report.iterations
         report = report._replace(converged=report.converged & seen & ahead, iterations=spent)
+        shares = error / self.given.extent().view_as(error)
+        report = report.accept(parameters.betas[:, 0], self.present.sum(1), shares.nanmean((1, 2)))
         errors = self._standard_errors(terms, stages[-1], parameters) if standard_errors else None
         return Fit(parameters, report, error, start_error, errors)
 

@@ -65,6 +65,10 @@ class Observed(NamedTuple):
     has_depth: bool
     """Whether any depth of the whole batch is known, also where these are some of its people."""
 
+    def extent(self) -> Float[Tensor, " B"]:
+        """Return the larger side of the box around each person's points [pixels]."""
+        return _extent(self.keypoints, self.weights)
+
     def compare(self, points: Float[Tensor, "B K 3"]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """Return the error in the image [pixels], and whether all observed points are before the camera."""
         found = self.camera.project(points)
@@ -102,7 +106,7 @@ def read_observed(
     shares = noise_shares(body, layout)
     if noise is None:
         extent = _extent(seen, coarse_weights(trust, shares))
-        noise = (extent * NOISE_SHARE).clamp(min=MIN_NOISE)[..., None] * shares
+        noise = torch.where(extent > 0, extent * NOISE_SHARE, 1).clamp(min=MIN_NOISE)[..., None] * shares
     else:
         noise = _numbers("noise", noise, batch, keypoints)[..., None].expand(trust.shape)
     if not ((noise > 0) & noise.isfinite()).all():
@@ -188,7 +192,7 @@ def _extent(
     high = torch.where(counts, keypoints, -torch.inf).amax(-2)
     side = (high - low).amax(-1)
     side = torch.where(distance > 0, side.minimum(MAX_REACH * distance), side)
-    return torch.where(side > 0, side, 1 / NOISE_SHARE)
+    return side.clamp(min=0)
 
 
 def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) -> Float[Tensor, "*batch"]:

@@ -73,8 +73,8 @@ REFRESHES = 2
 """Number of times that the centers of partly visible patches are estimated again."""
 MIN_POINTS = 3
 """Points of weight above 0 that a body must have."""
-MIN_SPREAD = 1e-3
-"""Points that are all nearer to their mean than this are no body [m]."""
+MIN_EXTENT = 2e-3
+"""Extent up to which points are no body, such as those of missing people that are zeros [m]."""
 MAX_SPREAD = 10.0
 """Points with a larger median distance from their mean are not in metres."""
 
@@ -242,8 +242,8 @@ class _Given(NamedTuple):
     mean: Float[Tensor, "B 3"]
     finite: Bool[Tensor, " B"]
     """Whether all points of weight above 0 are finite."""
-    apart: Bool[Tensor, " B"]
-    """Whether these points are not all in one place, as those of missing people that are zeros."""
+    extent: Float[Tensor, " B"]
+    """Twice the largest distance of these points from the mean [m]."""
     batch: torch.Size
 
     def in_batches(self, fit: Callable[[_Given], Fit], batch_size: int) -> Fit:
@@ -258,13 +258,13 @@ class _Given(NamedTuple):
         def error(found: BodyParameters) -> Tensor:
             return fit_error(find(found), self.points, self.weights)
 
-        enough = (self.weights > 0).sum(1) >= MIN_POINTS
+        enough = ((self.weights > 0).sum(1) >= MIN_POINTS) & (self.extent > MIN_EXTENT)
         report = report._replace(
-            converged=report.converged & enough & self.finite & self.apart,
+            converged=report.converged & enough & self.finite,
             stop=torch.where(self.finite, report.stop, int(Stop.NOT_FINITE)),
         )
-        moved = parameters._replace(transl=parameters.transl + self.mean)
-        return Fit(moved, report, error(parameters), error(start))
+        moved, found = parameters._replace(transl=parameters.transl + self.mean), error(parameters)
+        return Fit(moved, report.accept(parameters.betas, error=found / self.extent), found, error(start))
 
 
 def _read(
@@ -316,8 +316,8 @@ def _read(
         )
     bounds = BETA_BOUND if layout is None else coefficient_bounds(body, layout, confidence)
     known = Known(known_betas, known_age, bounds)
-    apart = centered.norm(dim=-1).amax(1) > MIN_SPREAD
-    return _Given(centered, confidence, known, mean, finite, apart, batch)
+    extent = 2 * centered.norm(dim=-1).amax(1)
+    return _Given(centered, confidence, known, mean, finite, extent, batch)
 
 
 def _closed_form(

@@ -25,6 +25,11 @@ from agebody.parameters import BodyParameters, group_slices
 
 BETA_BOUND = 5.0
 """Largest absolute value of a beta."""
+MAX_ERROR = 16.0 / 480
+"""Mean error below which InfantNet keeps fits, 16 pixels, over the longer side of a box of 480 pixels: pixels
+alone would be strict with large photographs, and loose with small people."""
+MAX_LIMITS = 4.5
+"""Cost of angles beyond the ranges of motion of a body that is accepted: three standard deviations in all."""
 
 
 class FitReport(NamedTuple):
@@ -41,6 +46,23 @@ class FitReport(NamedTuple):
     """Cost of the last stage."""
     terms: dict[str, Float[Tensor, "*batch"]]
     """Part of each term in it."""
+    accepted: Bool[Tensor, "*batch"]
+    """Whether the fit converged, to a probable person who is where the observations are: with a mean error
+    below 3.3 % of the extent of the observed points (InfantNet's 16 pixels for a box of 480), no beta at its
+    bound of 5, and a cost of the "limits" of joints, if it has this term, below 4.5 per frame. Errors that
+    bodies can follow pass, such as a mirrored image. Of `fit_bodies`, without an error."""
+
+    def accept(
+        self,
+        betas: Float[Tensor, "*batch N"],
+        frames: int | Int[Tensor, "*batch"] = 1,
+        error: float | Float[Tensor, "*batch"] = 0.0,
+    ) -> FitReport:
+        """Return the report with ``accepted``; the error is relative to the extent of the observed points."""
+        limits = self.terms.get("limits", torch.zeros_like(self.cost)) < MAX_LIMITS * frames
+        probable = limits & (betas.abs() < BETA_BOUND - 1e-3).all(-1)
+        near = torch.zeros_like(self.cost) + error < MAX_ERROR
+        return self._replace(accepted=self.converged & probable & near)
 
 
 class Fit(NamedTuple):
@@ -141,7 +163,9 @@ def fit_bodies(
             vectors = problem.unpack(solution.x)
             iterations = iterations.index_add(0, rows, again.iterations)
         costs = problem.costs(solution.x)
-        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)
+        ends = solution.converged, iterations, solution.stop, solution.cost, costs
+        betas = vectors[:, 0, group_slices(body)["betas"]]
+        report = FitReport(*ends, solution.converged).accept(betas, present.sum(1))
         return BodyParameters.from_vector(vectors.reshape(*batch, expected), body), report
 
 

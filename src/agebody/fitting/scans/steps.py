@@ -95,7 +95,7 @@ def fit_poses(
     """
     vectors, everyone = vectors.clone(), torch.arange(len(vectors), device=vectors.device)
     zero, costs = torch.zeros_like(everyone), torch.zeros_like(vectors[:, 0])
-    total = FitReport(zero.bool(), zero.clone(), zero.clone(), costs, {})
+    total = FitReport(zero.bool(), zero.clone(), zero.clone(), costs, {}, zero.bool())
     others = everyone[~torch.isin(everyone, chosen)]
     for number, stage in enumerate(stages, 1):
         active = everyone if number == len(stages) else others
@@ -107,8 +107,8 @@ def fit_poses(
                 part = take_rows(matches, rows)
                 vectors[rows], report = _solve(scans, vectors[rows], rows, part, stage, POSE)
                 total.iterations[rows] += report.iterations
-                total.converged[rows], total.stop[rows] = report.converged, report.stop
-                total.cost[rows] = report.cost
+                total.converged[rows], total.accepted[rows] = report.converged, report.accepted
+                total.stop[rows], total.cost[rows] = report.stop, report.cost
                 for name in {*total.terms, *report.terms}:
                     term = total.terms.setdefault(name, torch.zeros_like(costs))
                     term[rows] = report.terms.get(name, 0.0)

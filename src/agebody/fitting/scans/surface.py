@@ -167,7 +167,7 @@ def register_surface(
         solutions.append(found)
     last = solutions[-1]
     iterations = torch.stack([found.iterations for found in solutions]).sum(0)
-    return vertices + moved, FitReport(last.converged, iterations, last.stop, last.cost, {})
+    return vertices + moved, FitReport(last.converged, iterations, last.stop, last.cost, {}, last.converged)
 
 
 class SurfaceEnergy(NamedTuple):

@@ -24,9 +24,6 @@ FLIPS = ("xy", "yz", "xz")
 SIZES = (0.2, 3.0)
 """Extent of a person along one axis, from a newborn that is curled up to an adult's reach [m]."""
 
-FAR = 50.0
-"""Median distance from the given vertices above which the map or the axes must be wrong [mm]."""
-
 
 @app.command("convert-mesh")
 def convert_mesh(
@@ -142,8 +139,8 @@ def convert_mesh(
                 )
             bars.add_task("fitting", total=None)
             fit = fit_vertices(layer, vertices.to(layer.device), topology=topology, age_offset=age)
-            arrays = {**fit.parameters._asdict(), "error": fit.error, "converged": fit.report.converged}
-            arrays["files"] = files
+            arrays = {**fit.parameters._asdict(), "error": fit.error, "files": files}
+            arrays |= {"converged": fit.report.converged, "accepted": fit.report.accepted}
             shown, text, notes = asset.faces, *_describe(fit, layer)
             if suffix != ".npz":
                 vertices = layer(fit.parameters).vertices
@@ -216,12 +213,10 @@ def _describe(fit: Fit, layer: BodyModel) -> tuple[str, list[str]]:
     if layer.age_anchors:
         text += f", age offset {fit.parameters.age_offset.median():.2f}"
     text += " (median)" if count > 1 else ""
-    notes, failed = options.one_age(layer), int((~fit.report.converged).sum())
-    if error.median() > FAR:
-        notes.append(
-            f"the vertices are far from those given: does the map belong to {layer.asset.metadata.name}, and "
-            "are the axes right (--flip)?"
-        )
+    notes, failed = options.one_age(layer), fit.report.accepted.logical_not().sum()
     if failed:
-        notes.append(f"{failed} of {count} fits did not converge")
+        notes.append(
+            f"{failed} of {count} fits are far from the vertices, or of improbable shapes: does the map "
+            f"belong to {layer.asset.metadata.name}, and are unit and axes right (--units, --flip)?"
+        )
     return text, notes

@@ -21,6 +21,7 @@ from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
 from agebody.checks import read_count, read_positive, read_share
+from agebody.engine.trees import take_rows
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout, joint_layout
@@ -177,16 +178,13 @@ def _fit_track(
         camera = camera.map(lambda part: part[nearest, None])
     fit = fit_sequence(body, _tensor(body, points)[None], camera, views=True, **given, **options)
     one, there, eye = torch.zeros(len(seen), dtype=torch.long), *map(torch.from_numpy, (seen, views))
-    report, errors = fit.report, fit.standard_errors
+    errors = fit.standard_errors
     assert errors is not None
     # The depth's is along the axis of the first camera.
     depth_sd = torch.where(eye.to(body.device) == 0, errors.depth[0, there], torch.nan)
     return Fit(
         fit.parameters.map(lambda part: part[0, there]),
-        report._replace(
-            **{name: getattr(report, name)[one] for name in ("converged", "iterations", "stop", "cost")},
-            terms={name: cost[one] for name, cost in report.terms.items()},
-        ),
+        take_rows(fit.report, one),
         fit.error[0, there, eye],
         fit.start_error[0, there, eye],
         errors._replace(age_offset=errors.age_offset[one], stature=errors.stature[one], depth=depth_sd),
@@ -273,7 +271,8 @@ def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float
 def as_fit(parameters: BodyParameters, error: Float[Tensor, " N"]) -> Fit:
     """Return bodies with given keypoint errors [pixels] as a fit without iterations."""
     none = torch.zeros(len(error), dtype=torch.long)
-    return Fit(parameters, FitReport(none == 0, none, none, torch.zeros_like(error), {}), error, error)
+    report = FitReport(none == 0, none, none, torch.zeros_like(error), {}, none == 0)
+    return Fit(parameters, report, error, error)
 
 
 def _measure(

@@ -13,6 +13,7 @@ from agebody.age import AGE_CLASSES, UNKNOWN, age_class
 from agebody.fitting.observed import MIN_POINTS, NOISE_SHARE
 from agebody.keypoints import get_layout
 from agebody.losses import gmof
+from agebody.optim.stages import MAX_ERROR
 
 if TYPE_CHECKING:
     from agebody.pipelines.labels.records import Labels
@@ -21,9 +22,6 @@ MIN_KEYPOINTS = 8
 """Least number of keypoints of a person, as in CamSMPLify."""
 MIN_CONFIDENCE = 0.3
 """Least confidence of such a keypoint."""
-MAX_ERROR = 16.0 / 480
-"""Mean error below which InfantNet keeps fits, 16 pixels, over the longer side of a box of 480 pixels: pixels
-alone would be strict with large photographs, and loose with small people."""
 MAX_BETA = 3.0
 """Largest beta of fits that SPIN keeps."""
 MIN_SIZE = 32.0
