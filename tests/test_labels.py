@@ -636,6 +636,9 @@ def test_files_without_labels_are_named(labels, tmp_path):
     np.savez(path, **arrays | {"transl": arrays["transl"][:, :2]})
     with pytest.raises(AnnotationError, match=r"transl: expected shape \(N, 3\), got \(6, 2\)"):
         load_labels(path)
+    np.savez(path, poses=np.zeros((2, 72)), trans=np.zeros((2, 3)), betas=np.zeros(10))  # a motion
+    with pytest.raises(AnnotationError, match="not a file of labels; it has no body, joint_names"):
+        load_labels(path)
 
 
 # --- quality flags

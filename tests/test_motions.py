@@ -68,6 +68,12 @@ def test_the_numbers_of_a_file_are_those_of_the_body(tmp_path, family):
     assert body(found).vertices.isfinite().all()
 
 
+def test_lists_of_one_gender_and_rate_are_read(tmp_path):
+    np.savez(tmp_path / "a.npz", **amass("smplh") | {"gender": ["male"], "mocap_framerate": [25.0]})
+    clip = read_motion(tmp_path / "a.npz", BODIES["smplh"])
+    assert (clip.gender, clip.fps) == ("male", 25.0)
+
+
 def test_parts_alone_are_the_pose_they_make(tmp_path):
     arrays = amass("smplx")
     np.savez(tmp_path / "a.npz", **arrays)
@@ -167,7 +173,7 @@ DAMAGES = {
     "fps: expected frames per second above 0, got 0": {"mocap_framerate": np.array(0.0)},
     "poses: expected axis-angle vectors in radians, got 90": {"poses": np.full((4, 156), -90.0)},
     "trans: expected metres, got 1500": {"trans": np.full((4, 3), 1500)},
-    "mocap_framerate: expected shape (), got (2,)": {"mocap_framerate": np.ones(2)},
+    "fps: expected frames per second above 0, got 1, 2": {"mocap_framerate": np.arange(1, 3)},
 }
 
 
@@ -185,6 +191,9 @@ def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
     arrays = amass("smplx")
     np.savez(tmp_path / "stagei.npz", betas=arrays["betas"], gender="male", latent_labels=["a"])
     np.savez(tmp_path / "labels.npz", transl=np.zeros((2, 3)), focal=np.ones((2, 2)))
+    np.savez(
+        tmp_path / "3dpw_test.npz", imgname=["a", "b"], gender=["m", "f"], pose=np.zeros((2, 72))
+    )  # of SPIN
     np.savez(tmp_path / "dances.npz", smpl_poses=np.zeros((2, 72)), smpl_trans=np.zeros((2, 3)))
     np.savez(tmp_path / "other.npz", rotvec=np.zeros((2, 53, 3)), transl=np.zeros((2, 3)))
     np.save(tmp_path / "a.npy", np.zeros((2, 72)))
@@ -201,6 +210,7 @@ def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
     for name, why in (
         ("stagei.npz", "shape of a person"),
         ("labels.npz", "cameras"),
+        ("3dpw_test.npz", "people in images, to train or test networks with; a motion is of one"),
         ("dances.npz", "not a motion; expected poses, .*, got smpl_poses, smpl_trans"),
         ("other.npz", "not a motion; expected poses, .*, got rotvec, transl"),
         ("a.npy", "not an npz file, .*; this is a single array"),

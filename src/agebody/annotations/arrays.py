@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +88,7 @@ def read_arrays(
     *,
     rows: str = "people",
     written_by: str = "agebody fit or numpy.savez writes it",
+    refuse: Callable[[Collection[str]], str] = lambda names: "",
 ) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file whose keys are known; others are ignored.
 
@@ -99,6 +100,7 @@ def read_arrays(
         prefixes: keys of all names that begin so.
         rows: what errors call the rows.
         written_by: how errors say where such a file comes from.
+        refuse: returns what is wrong with a file of another kind, by the names of its arrays.
     """
     if path.is_dir():
         inside = ", ".join(sorted(child.name for child in path.glob("*.npz"))[:8]) or "no .npz"
@@ -111,6 +113,8 @@ def read_arrays(
             fail(path, f"not an npz file, as {written_by}{_what_else(stream.read(4096))}")
         if any(name.endswith("data.pkl") for name in archive):
             fail(path, f"not an npz file, as {written_by}; this is a file of torch; {_SAVE}")
+        if wrong := refuse([*archive]):
+            fail(path, wrong)
         started = {
             name: key for start, key in (prefixes or {}).items() for name in archive if name.startswith(start)
         }

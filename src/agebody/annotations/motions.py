@@ -35,14 +35,18 @@ _KEYS = {
     **{name: Key((size,)) for name, size in _PARTS.items()},
     "trans": Key((3,)),
     "expression": Key((None,)),
-    **dict.fromkeys(("betas", "age_offset"), _ANY),
-    **dict.fromkeys(_RATES, Key(whole=True)),
-    **dict.fromkeys(("gender", "surface_model_type"), Key(kind="name")),
+    **dict.fromkeys(("betas", "age_offset", *_RATES), _ANY),
+    "gender": Key(None, "text", whole=True),
+    "surface_model_type": Key(kind="name"),
     "global_orient": Key((3,)),
     "body_pose": Key(None),
     "transl": Key((3,)),
-    "focal": Key((2,)),
 }
+_OTHERS = {
+    "focal": "labels are in the coordinates of cameras",
+    "imgname": "people in images, to train or test networks with",
+}
+"""Arrays of files of another kind, and what these are."""
 _DMPLS = 8
 """Soft-tissue coefficients that AMASS's files have per frame."""
 _BETAS = 16
@@ -102,10 +106,13 @@ class RecordedMotion(NamedTuple):
     @property
     def fps(self) -> float | None:
         """Frames per second, if they are stated."""
-        rates = [float(self.arrays[name]) for name in _RATES if name in self.arrays]
-        if rates and not (np.isfinite(rates[0]) and rates[0] > 0):
-            fail(self.path, f"fps: expected frames per second above 0, got {rates[0]:g}")
-        return rates[0] if rates else None
+        rates = [self.arrays[name].reshape(-1) for name in _RATES if name in self.arrays]
+        if rates and not (len(rates[0]) == 1 and np.isfinite(rates[0][0]) and rates[0][0] > 0):
+            fail(
+                self.path,
+                f"fps: expected frames per second above 0, got {shorten([f'{n:g}' for n in rates[0]])}",
+            )
+        return float(rates[0][0]) if rates else None
 
     def on(self, body: BodyModel) -> MotionClip:
         """Return the motion of a body."""
@@ -122,7 +129,7 @@ class RecordedMotion(NamedTuple):
         place = self.arrays.get("trans", self.arrays.get("transl", np.zeros((self.frames, 3))))
         parts = (pose[:, 0], pose[:, 1:], betas, age, place)
         found = BodyParameters(*(torch.from_numpy(np.array(p)).to(body.device, body.dtype) for p in parts))
-        gender = str(self.arrays.get("gender", "neutral")).lower()
+        gender = str(self.arrays.get("gender", "neutral")).lower().strip("[']")  # or a list of one
         return MotionClip(
             found,
             self.fps,
@@ -196,9 +203,20 @@ def read_motion(path: str | PathLike[str], body: BodyModel) -> MotionClip:
 def load_motion(path: str | PathLike[str]) -> RecordedMotion:
     """Read a motion for any body; see `read_motion`."""
     path = Path(path)
-    arrays = read_arrays(path, _KEYS, rows="frames", written_by="AMASS or numpy.savez writes it")
-    if "focal" in arrays:
-        fail(path, "labels are in the coordinates of cameras; a motion is of one person in space")
+    arrays = read_arrays(
+        path,
+        _KEYS,
+        rows="frames",
+        written_by="AMASS or numpy.savez writes it",
+        refuse=lambda names: next(
+            (
+                f"{what}; a motion is of one person in space"
+                for name, what in _OTHERS.items()
+                if name in names
+            ),
+            "",
+        ),
+    )
     for name in {"poses", "body_pose"} & {*arrays}:  # of rows, or of rows and joints
         shape = arrays[name].shape
         if not (len(shape) == 2 and shape[1] % 3 == 0) and not (len(shape) == 3 and shape[2] == 3):

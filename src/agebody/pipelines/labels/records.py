@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -272,6 +272,12 @@ def load_labels(path: str | PathLike[str]) -> Labels:
         AnnotationError: the file is of another kind, incomplete or damaged.
         OSError: it cannot be read.
     """
-    arrays = read_arrays(Path(path), {**ABOUT, **ROWS}, {TERM: Key(), FLAG: Key(kind="flag")})
+
+    def refuse(names: Collection[str]) -> str:
+        about = ", ".join(ABOUT)
+        return "" if {*ABOUT} & {*names} else f"not a file of labels; it has no {about}"
+
+    prefixes = {TERM: Key(), FLAG: Key(kind="flag")}
+    arrays = read_arrays(Path(path), {**ABOUT, **ROWS}, prefixes, refuse=refuse)
     about = {name: arrays.pop(name) for name in ABOUT if name in arrays}
     return Labels.from_arrays(Path(path), arrays, about)
