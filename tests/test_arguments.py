@@ -35,10 +35,11 @@ from test_context import (
 )
 
 import agebody
-from agebody import draw, fitting, losses, mesh, metrics, nets, optim, people
+from agebody import annotations, draw, fitting, losses, measure, mesh, metrics, nets, optim, people
 from agebody.age import AgeCurve, median_stature, percentile
-from agebody.cameras import Camera, convert_box, to_crop
-from agebody.crowd import HeightPrior, is_far, place_people
+from agebody.annotations import MotionClip
+from agebody.cameras import Camera, convert_box, square_box, to_crop
+from agebody.crowd import HeightPrior, is_far, place_people, rescale
 from agebody.fitting import fit_measurements, fit_vertices
 from agebody.keypoints import get_layout
 from agebody.losses import joint_limits, keypoints_3d_loss, plane_loss, scan_to_mesh_loss
@@ -153,6 +154,7 @@ def test_numbers_may_have_any_type(kind, unchecked, mannequin_asset):
 
 CORNERS, FACE, NAN = torch.eye(3), torch.tensor([[0, 1, 2]]), math.nan
 TWO = torch.ones(1, 2)
+ONES = torch.ones(len(WHO.transl))
 
 
 def prior_of(mean: float) -> HeightPrior:
@@ -165,6 +167,7 @@ WRONG = (
     (lambda x: Camera.from_fov(x, (64, 48)), "fov", ([1.0], "1", None, NAN, 60)),
     (Camera.guess, "size", (("64", "48"), (64, np.int64(0)), torch.tensor([0, 48]), 64, (1, NAN))),
     (lambda x: to_crop(torch.ones(3, 2), x), "box", (torch.tensor([9.0, 9, 4, 4]),)),
+    (lambda x: square_box(torch.ones(4), crop=x), "crop", ((-1, 2), (0, 0), "ab", (NAN, 1))),
     (lambda x: convert_box(x, "xyxy", "xywh"), "box", (torch.tensor([[0.0, 9, 4, 4]]),)),
     (lambda x: plane_section(CORNERS, FACE, CORNERS[0], x), "normal", (torch.zeros(3),)),
     (lambda x: plane_section(CORNERS, FACE, CORNERS[0], CORNERS[1], capacity=x), "capacity", (0, 1.5, "a")),
@@ -176,6 +179,10 @@ WRONG = (
     ),
     (get_layout, "layout", (["nose"], None, "coco", np.ones(2))),
     (lambda x: place_people(TWO, TWO, TWO, prior_of(x)), "prior.mean", (1700.0,)),
+    (WHO.mirrored, "joint_names", (BODY, BODY.asset, None, "pelvis", ["pelvis"], [1] * 24)),
+    (lambda x: rescale(BODY, WHO, x, LENS_OF), "scale", ([1.0], None, torch.ones(3), -ONES, ONES.double())),
+    (lambda x: rescale(BODY, WHO, ONES, LENS_OF, root=x), "root", ([[0.0, 0, 1]], ONES, WHO.transl.double())),
+    (lambda x: rescale(BODY, WHO, ONES, LENS_OF, child=x), "child", ([True], ONES, torch.ones(3) > 0)),
     (lambda x: place_people(TWO, x, TWO, prior_of(1.0)), "rendered_depth", (2500 * TWO, 0 * TWO)),
 )
 
@@ -289,16 +296,29 @@ MADE: dict[str, Callable[..., Any]] = {
     "join_pose": partial(agebody.join_pose, small_smplx(), body=POSE[:, :63]),
     "split_pose": partial(agebody.split_pose, small_smplx(), POSE54),
     "age.AgeCurve.from_asset": partial(AgeCurve.from_asset, BODY.asset),
+    "SMPL": partial(agebody.SMPL, ASSET),
+    "save_asset": partial(agebody.save_asset, ASSET, "body.safetensors"),
+    "annotations.save_motion": partial(
+        annotations.save_motion, MotionClip(WHO.map(lambda part: part[:1]), 30.0), BODY, "motion.npz"
+    ),
+    "cameras.Camera.guess": partial(Camera.guess, (64, 48)),
     "cameras.Camera.from_fov": partial(Camera.from_fov, 1.0, (64, 48)),
     "cameras.Camera.look_at": partial(Camera.look_at, (0.0, 0.0, 3.0), (0.0, 0.0, 0.0), size=(64, 48)),
     "crowd.HeightPrior.of_age": partial(HeightPrior.of_age, YEARS),
     "crowd.HeightPrior.of_age_offset": partial(
         HeightPrior.of_age_offset, YEARS / 50, AgeCurve.from_asset(BODY.asset)
     ),
+    "crowd.HeightPrior.of_class": partial(HeightPrior.of_class, LAYER),
+    "draw.save_html": partial(draw.save_html, BODY, "body.html"),
+    "draw.save_mesh": partial(draw.save_mesh, MESH[0], BODY.asset.faces, "body.obj"),
     "draw.lineup": partial(draw.lineup, MESH[:1], BODY.asset.faces, size=(32, 24)),
     "draw.render": partial(draw.render, MESH[:1], BODY.asset.faces, LENS_OF, size=(16, 12)),
     "draw.save_rigged": partial(draw.save_rigged, BODY, "body.glb"),
     "fitting.Cloud.from_depth": partial(fitting.Cloud.from_depth, torch.ones(12, 16), LENS_OF),
+    "losses.MahalanobisPrior": partial(losses.MahalanobisPrior, torch.zeros(3), torch.eye(3), ["a"]),
+    "losses.MaxMixturePrior": partial(
+        losses.MaxMixturePrior, torch.zeros(2, 3), torch.eye(3).expand(2, -1, -1), torch.ones(2) / 2, ["a"]
+    ),
     "losses.MahalanobisPrior.from_poses": partial(
         losses.MahalanobisPrior.from_poses, VECTORS[:, 0], ("left_hip",)
     ),
@@ -310,7 +330,9 @@ MADE: dict[str, Callable[..., Any]] = {
     **{f"losses.{name}": getattr(losses, name) for name in losses.__all__ if name.endswith("_objective")},
     "losses.smplify_x_objective": partial(losses.smplify_x_objective, 1),
     "losses.joint_limits": losses.joint_limits,
+    "losses.joint_limits_prior": losses.joint_limits_prior,
     "losses.part_vertices": partial(losses.part_vertices, BODY.asset, "feet", facing=(0.0, -1.0, 0.0)),
+    "measure.Measurements": partial(measure.Measurements, BODY.asset, {}),
     "mesh.Exclusions.of_body": partial(mesh.Exclusions.of_body, ASSET),
     "mesh.MarkerSet.learn": partial(mesh.MarkerSet.learn, BODY, WHO),
     "mesh.TopologyMap.from_meshes": partial(mesh.TopologyMap.from_meshes, SOLID, FACES, INSIDE),
@@ -322,7 +344,15 @@ MADE: dict[str, Callable[..., Any]] = {
     "nets.FieldOfView": nets.FieldOfView,
     "nets.IterativeHead": partial(nets.IterativeHead, {"a": torch.zeros(3)}, channels=8, width=8),
     "nets.Lifter": partial(nets.Lifter, width=8, blocks=1),
-    "nets.MeshPoseInteraction": partial(nets.MeshPoseInteraction, BODY, None, features=4, frames=4),
+    "nets.MeshPoseInteraction": partial(
+        nets.MeshPoseInteraction,
+        BODY,
+        mesh.MarkerSet(np.arange(4), np.full((BODY.num_vertices, 4), 0.25), list("abcd")),
+        "coco17",
+        features=4,
+        frames=4,
+        width=8,
+    ),
     "nets.start_readouts": partial(nets.start_readouts, BODY),
     "nets.PartAttentionHead": partial(nets.PartAttentionHead, {"pose": 12}, channels=8, width=8),
     "optim.Points": partial(optim.Points, "coco17", POINTS, torch.ones(2, 17)),
@@ -347,9 +377,12 @@ MADE: dict[str, Callable[..., Any]] = {
 """Calls with few arguments of what is neither among the examples of `test_context` nor in `ELSEWHERE`."""
 PIPELINES = ("evaluate", "labels", "release", "synthesis", "train")
 ELSEWHERE = {
-    *("annotations.join_views", "annotations.write_shards", "detect.detect_people", "draw.LiveView"),
+    *(f"annotations.{name}" for name in ("join_views", "read_people", "save_people", "write_shards")),
+    *("detect.detect_people", "draw.LiveView", "measure.Girth"),
     *(f"pipelines.labels.{name}_annotations" for name in ("fit", "predict")),
+    *(f"pipelines.labels.{name}" for name in ("fit_dataset", "fit_shard", "place_labels")),
     *(f"pipelines.labels.save_training_{name}" for name in ("npz", "shards")),
+    *("pipelines.release.photos_from_labels", "pipelines.synthesis.synthesize"),
     "pipelines.train.refit_shards",
 }
 """What needs files, people in files or a server before its options are read."""
@@ -407,6 +440,10 @@ def _wrong(function: Any, parameter: inspect.Parameter) -> tuple[Any, ...]:
         return ("a", "1", [1.0, 2.0], NAN, True, *none)
     if kinds == {int}:
         return ("3", 1.5, NAN, -1, True, [1], *none)
+    if kinds == {bool}:
+        return ("no", 2, [True], torch.ones(2), *none)
+    if kinds == {torch.dtype}:
+        return ("float32", float, torch.int64, 3)
     return ("a", ["a"]) if float in kinds else ()
 
 

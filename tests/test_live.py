@@ -72,3 +72,16 @@ def test_without_viser_the_extra_is_named(body, monkeypatch):
         ImportError, match=r'^a live view needs viser, which is not installed; pip install "agebody\[view\]"$'
     ):
         LiveView(body)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"port": -1}, "port: expected 0 to 65535"),
+        ({"port": "a"}, "port: expected 0 to 65535"),
+        ({"host": "nowhere.invalid"}, "host: expected an address of this machine, got 'nowhere.invalid'"),
+    ],
+)
+def test_wrong_places_are_refused_before_the_server_waits_for_them(body, option, message):
+    with pytest.raises(ValueError, match=message):
+        LiveView(body, **option)

@@ -103,7 +103,8 @@ def read_texts(name: str, value: Any) -> tuple[str, ...]:
     listed = isinstance(value, Iterable) and not isinstance(value, str)
     names = tuple(value) if listed else ()
     if not listed or not all(isinstance(one, str) for one in names):
-        raise TypeError(f"{name}: expected a sequence of names, got {reprlib.repr(value)}")
+        got = reprlib.repr(value) if listed or isinstance(value, str) else type(value).__name__
+        raise TypeError(f"{name}: expected a sequence of names, got {got}")
     return names
 
 
@@ -148,6 +149,13 @@ def read_positive(
     return read_number(name, value, f"{what} above 0{unit}", math.ulp(0.0), finite=finite)
 
 
+def read_nonnegative(
+    name: str, value: Any, what: str = "a finite number", unit: str = "", *, finite: bool = True
+) -> float:
+    """Check a number of 0 or more, of any type that makes one, and return it as a float."""
+    return read_number(name, value, f"{what} of 0 or more{unit}", 0, finite=finite)
+
+
 def read_count(
     name: str, value: Any, most: int | None = None, whose: str | None = None, *, least: int = 0
 ) -> int:
@@ -168,6 +176,14 @@ def read_sizes(**sizes: Any) -> None:
     """Check whole numbers of 1 or more, such as the sizes of a network."""
     for name, size in sizes.items():
         read_count(name, size, least=1)
+
+
+def read_dtype(dtype: Any) -> torch.dtype:
+    """Return a floating-point type; torch's default if it is None."""
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating-point type such as torch.float32, got {dtype!r}")
+    return dtype
 
 
 def expect_numbers(name: str, value: Any, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import reprlib
 import secrets
 import shutil
 import stat
@@ -70,6 +71,7 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
         FileExistsError: the file exists, or another process has written it, and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
+    overwrite = read_flag("overwrite", overwrite)
     if is_stored(path):
         if not overwrite and path.exists():
             _refuse_existing(path)
@@ -177,7 +179,7 @@ def replacing_shards(folder: AnyPath, pattern: str, *, overwrite: bool) -> Itera
         return sorted(Path(folder).glob(pattern))
 
     def check() -> None:
-        if not overwrite and (there := existing()):
+        if not read_flag("overwrite", overwrite) and (there := existing()):
             problem = "exists; pass overwrite=True to replace all shards of such names"
             raise FileExistsError(errno.EEXIST, problem, str(there[0]))
 
@@ -236,6 +238,13 @@ def remove_leftovers(folder: Path) -> None:
             if descriptor is not None:
                 _remove(Path(entry.path))
                 os.close(descriptor)
+
+
+def read_flag(name: str, value: Any) -> bool:
+    """Check that a value is True or False, or equals one of them as 0 and 1 do, and return it as a bool."""
+    if getattr(value, "shape", ()) != () or value not in (True, False):
+        raise TypeError(f"{name}: expected True or False, got {reprlib.repr(value)}")
+    return bool(value)
 
 
 def first_line(error: Exception) -> str:

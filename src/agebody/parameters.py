@@ -13,8 +13,18 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 from agebody.assets.official import HANDS_FROM
-from agebody.checks import broadcast, expand_to, expect, flatten, read_count, read_rotations, read_tensor
+from agebody.checks import (
+    broadcast,
+    expand_to,
+    expect,
+    flatten,
+    read_count,
+    read_rotations,
+    read_tensor,
+    read_texts,
+)
 from agebody.engine.batched import product
+from agebody.files import read_flag
 from agebody.keypoints import mirror_order
 from agebody.rotations import mirror
 
@@ -98,7 +108,7 @@ class BodyParameters(NamedTuple):
             joint_names: of the body, the root's first: ``body.asset.joint_names``.
         """
         count = self.body_pose.shape[-2] + 1
-        if len(joint_names) != count:
+        if len(read_texts("joint_names", joint_names)) != count:
             raise ValueError(f"joint_names: expected {count}, the root's first, got {len(joint_names)}")
         order = list(mirror_order(joint_names[1:]))
         across = self.transl.new_tensor([-1.0, 1.0, 1.0])
@@ -182,6 +192,7 @@ def hand_bases(
 ) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
     """Return the mean of each hand, and its components, where they are used."""
     hands = [name for name in asset.pose_parts if "hand" in name]
+    flat = read_flag("flat_hand_mean", flat)
     means = components = None
     if num_components is not None and not hands:
         read_count(argument, num_components)

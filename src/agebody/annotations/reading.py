@@ -42,6 +42,7 @@ from agebody.annotations.people import (
 )
 from agebody.annotations.photographs import Photographs, is_content, photograph_size
 from agebody.annotations.yolo import YOLO, Unclear
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout, get_layout
 
 _SUFFIX, _PIFPAF, _MMPOSE = "_keypoints", ".predictions", "results_"
@@ -98,6 +99,7 @@ def read_people(
     beside = photographs
     if photographs is None and size is None:
         beside = Photographs(path if path.is_dir() else path.parent, deep=False)
+    boxes_suffice = read_flag("boxes_suffice", boxes_suffice)
     first = next(iter(documents.values()))
     if len(documents) == 1 and is_annotations(first):
         if annotations is not None:

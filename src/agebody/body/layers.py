@@ -11,7 +11,7 @@ from torch import Tensor
 from agebody.assets.asset import BodyAsset
 from agebody.assets.official import FILES, JOINT_NAMES, TITLES
 from agebody.body.model import BodyModel, Person, find_asset, usual_expressions
-from agebody.checks import read_number
+from agebody.checks import read_nonnegative, read_number
 
 
 class SMPL(BodyModel):
@@ -69,7 +69,7 @@ class SMPLA(BodyModel):
                 "(smpl_kid_template.npy or a SMIL file), or use SMPL"
             )
         infant_threshold = read_number("infant_threshold", infant_threshold)
-        transition = read_number("transition", transition, "a width of 0 or more", 0)
+        transition = read_nonnegative("transition", transition, "a width")
         infant_corrective_scale = read_number("infant_corrective_scale", infant_corrective_scale)
         super().__init__(asset, **options)
         self.infant_threshold = infant_threshold

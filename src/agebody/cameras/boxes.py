@@ -57,7 +57,8 @@ def square_box(
     """
     read_positive("scale", scale)
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
-    size = size * (max(crop) / size.new_tensor(crop))
+    width, height = (read_positive("crop", side, "a width and a height") for side in crop)
+    size = size * (max(width, height) / size.new_tensor((width, height)))
     half = size.amax(-1, keepdim=True) * (scale / 2)
     return torch.cat((center - half, center + half), -1)
 

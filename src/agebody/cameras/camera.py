@@ -31,6 +31,7 @@ from agebody.checks import (
     expect_tensor,
     expect_values,
     floating,
+    read_dtype,
     read_positive,
     to_number,
 )
@@ -139,7 +140,7 @@ class Camera(NamedTuple):
         if isinstance(fov, Tensor):
             fov = expect("fov", floating(fov))
             expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))
-            fov = fov.to(dtype or fov.dtype)
+            fov = fov.to(read_dtype(dtype or fov.dtype))
         else:
             if not 0 < to_number(fov) < math.pi:
                 given = reprlib.repr(fov)
@@ -467,8 +468,8 @@ def as_size(size: Size, like: Tensor) -> Tensor:
 def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
     """Return a tensor of the dtype and on the device of a camera that is made from an image's size."""
     if isinstance(size, Tensor):
-        return size.to(dtype or (size.dtype if size.is_floating_point() else torch.get_default_dtype()))
-    return torch.empty(0, dtype=dtype)
+        return size.to(read_dtype(dtype or (size.dtype if size.is_floating_point() else None)))
+    return torch.empty(0, dtype=read_dtype(dtype))
 
 
 def expect_camera(value: Any, *, posed: bool = True, of_fit: bool = False) -> Camera:

@@ -23,7 +23,7 @@ from agebody.cameras.camera import (
     inverse_depth,
     not_empty,
 )
-from agebody.checks import broadcast, expect, expect_dtype, read_number, read_positive, to_number
+from agebody.checks import broadcast, expect, expect_dtype, read_nonnegative, read_positive, to_number
 
 LEAST_SCALE = 0.01
 """Scale s of a crop below which 1 / s is continued by its tangent: a person is less than a hundredth of the
@@ -147,7 +147,7 @@ def bev_to_translation(
     """
     if not 0 < to_number(fov) < math.pi:
         raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {fov}")
-    epsilon = read_number("epsilon", epsilon, "a number of 0 or more", 0)
+    epsilon = read_nonnegative("epsilon", epsilon, "a number")
     scale, y, x = expect("cam", cam, 3).unbind(-1)
     tangent = math.tan(fov / 2)
     depth = _inverse_scale(scale * tangent + epsilon, BEV_LEAST)

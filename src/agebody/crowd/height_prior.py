@@ -10,7 +10,15 @@ from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
 from agebody.age.values import MAX_YEARS, TALLEST
-from agebody.checks import expect, expect_labels, expect_numbers, expect_tensor, expect_values, read_number
+from agebody.checks import (
+    expect,
+    expect_labels,
+    expect_numbers,
+    expect_tensor,
+    expect_values,
+    read_dtype,
+    read_nonnegative,
+)
 
 
 class HeightClass(NamedTuple):
@@ -56,8 +64,8 @@ class HeightPrior(NamedTuple):
         expect_tensor("classes", classes)
         last = len(HEIGHT_CLASSES) - 1
         expect_values(classes=((classes >= 0) & (classes <= last), f"indices from 0 to {last}"))
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        table = torch.tensor([kind[1:] for kind in HEIGHT_CLASSES], dtype=dtype, device=classes.device)
+        rows, dtype = [kind[1:] for kind in HEIGHT_CLASSES], read_dtype(dtype)
+        table = torch.tensor(rows, dtype=dtype, device=classes.device)
         return cls(*table[classes].unbind(-1))
 
     @classmethod
@@ -109,7 +117,7 @@ class HeightPrior(NamedTuple):
             offset_sd: standard deviation of the offset; counts by the years that it corresponds to there.
         """
         age_offset = expect("age_offset", age_offset)
-        offset_sd = read_number("offset_sd", offset_sd, "a finite number of 0 or more", 0)
+        offset_sd = read_nonnegative("offset_sd", offset_sd)
         older, younger = (curve.offset_to_years(age_offset + way) for way in (-offset_sd, offset_sd))
         return cls.of_age(curve.offset_to_years(age_offset), sex=sex, years_sd=(older - younger) / 2)
 

@@ -32,6 +32,7 @@ from agebody.checks import (
     read_positive,
 )
 from agebody.crowd.height_prior import HeightPrior, is_stature
+from agebody.files import read_flag
 
 DISPARITY_MIN_SLOPE = 20.0
 """DTO's smallest slope for the reciprocal of Depth Anything V2's relative disparity. It does not apply to
@@ -196,7 +197,7 @@ def place_people(
 
     people = people_at(depth, rendered_depth)
     fitted, line = _solve(people, members, lower, max_height)
-    if use_down and low_depth is not None and low_rendered_depth is not None:
+    if read_flag("use_down", use_down) and low_depth is not None and low_rendered_depth is not None:
         expect_values(
             low_depth=(~present | low_depth.isfinite(), "finite depths of all people of non-zero weight"),
             low_rendered_depth=(~present | _is_length(low_rendered_depth), length),

@@ -12,7 +12,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import expand_to, expect, expect_values
+from agebody.checks import expand_to, expect_tensor, expect_values, read_tensor
 from agebody.engine.batched import own_precision
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
@@ -84,11 +84,12 @@ def rescale(
     """
     expect_body(body)
     expect_camera(camera, posed=False, of_fit=True)
-    scale = expect("scale", scale)
+    scale = read_tensor("scale", scale, (), body._like)
+    root = None if root is None else read_tensor("root", root, (3,), body._like)
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:
         raise ValueError(f"scale: expected shape {tuple(batch)}, one per person, got {tuple(scale.shape)}")
-    if child is not None and expand_to("child", child, batch).dtype != torch.bool:
+    if child is not None and expand_to("child", expect_tensor("child", child), batch).dtype != torch.bool:
         raise TypeError(f"child: expected a torch.Tensor of booleans, got {child.dtype}")
     if not body.num_betas and not body.age_anchors:
         raise ValueError("body: expected betas or ages, it has neither")

@@ -15,6 +15,7 @@ from agebody.annotations.photographs import Photographs, read_exif_focals, read_
 from agebody.annotations.videos import Video, frame_name, is_video
 from agebody.checks import read_count
 from agebody.detect.detector import Detections, Detector, DetectorError
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout
 
 
@@ -49,6 +50,7 @@ def detect_people(
     """
     path = Path(images)
     read_count("every", every, least=1)
+    exif = read_flag("exif", exif)
     entries: list[ImageEntry] = []
     found: list[Detections] = []
     unread: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import socket
 import threading
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
+from agebody.checks import read_count
 from agebody.draw.meshes import PALETTE, read_color
 from agebody.draw.rigged_files import direction_names
 from agebody.parameters import BodyParameters
@@ -40,6 +42,11 @@ class LiveView:
 
     def __init__(self, body: BodyModel, *, port: int = 8080, host: str = "127.0.0.1") -> None:
         expect_body(body)
+        read_count("port", port, 65535)  # viser waits forever for another one, as for an unknown host
+        try:
+            socket.create_server((host, 0)).close()
+        except OSError as error:
+            raise ValueError(f"host: expected an address of this machine, got {host!r} ({error})") from None
         try:
             viser: Any = importlib.import_module("viser")
         except ImportError:

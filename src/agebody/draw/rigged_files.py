@@ -20,7 +20,7 @@ from agebody.body import BodyModel, BodyOutput
 from agebody.body.model import expect_body
 from agebody.checks import broadcast, expect, read_positive
 from agebody.draw.meshes import PALETTE, Color, read_color, to_linear, vertex_normals
-from agebody.files import check_suffix, replacing
+from agebody.files import check_suffix, read_flag, replacing
 from agebody.parameters import BodyParameters, check_identity, read_start
 
 RIGGED_SUFFIXES = (".glb", ".bvh")
@@ -79,6 +79,7 @@ def save_rigged(
     check_single(body)
     suffix = check_suffix(path, *RIGGED_SUFFIXES)
     read_positive("fps", fps, "a number of frames per second")
+    morph_targets = None if morph_targets is None else read_flag("morph_targets", morph_targets)
     if suffix == ".bvh" and morph_targets:
         raise ValueError("morph_targets: a .bvh has no surface; use .glb")
     shade = to_linear(read_color("color", color))

@@ -20,6 +20,7 @@ from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, expect, expect_labels, read_positive
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten, without_gradients
+from agebody.files import read_flag
 from agebody.fitting.clips import TERMS, Clips, read_start_sd
 from agebody.fitting.observed import UNKNOWN_AGE, read_age_prior, read_observed
 from agebody.keypoints import KeypointLayout, get_layout
@@ -202,7 +203,7 @@ def fit_sequence(
     expect_body(body)
     expect_camera(camera, of_fit=True)
     number = len(get_layout(layout))
-    entry_dims = 4 if views else 3
+    entry_dims = 4 if read_flag("views", views) else 3
     keypoints = expect("keypoints", keypoints)
     entry = keypoints.shape[-entry_dims:]
     if len(entry) < entry_dims or entry[-2:] != (number, 2) or 0 in entry:
@@ -265,6 +266,7 @@ class _Dims:
 def _fit(clips: Clips, dims: _Dims, stages: Sequence[Stage], standard_errors: bool, batch_size: int) -> Fit:
     """Fit some clips at a time, and restore the dimensions of their images."""
     check_stages(stages, TERMS)
+    standard_errors = read_flag("standard_errors", standard_errors)
     device, batch = dims.frame.device, dims.batch
     fit = fit_in_batches(
         lambda rows: clips.take(rows).fit(stages, standard_errors),

@@ -19,7 +19,7 @@ from agebody.checks import (
     expect_numbers,
     flatten,
     read_count,
-    read_number,
+    read_nonnegative,
     read_positive,
     read_range,
 )
@@ -117,7 +117,7 @@ def fit_measurements(
     Returns:
         Bodies that are detached from the targets.
     """
-    read_number("tolerance", tolerance, "a length of 0 or more [m]", 0)
+    read_nonnegative("tolerance", tolerance, "a length", unit=" [m]")
     read_count("max_iterations", max_iterations)
     problem = _Problem(body, targets, weights, age_offset, sd, age_bounds, definitions)
     rows = torch.arange(math.prod(problem.batch), device=body.device)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, read_sizes, reduce
+from agebody.files import read_flag
 
 
 class PoseDiscriminator(nn.Module):
@@ -117,7 +118,8 @@ def adversarial_loss(
     """
     scores = expect("scores", scores, None)
     weights = expand_weights(weights, scores.shape[:-1])
-    return reduce((apply_mask(scores, weights, 1) - float(real)).square().sum(-1), weights, reduction)
+    goal = float(read_flag("real", real))
+    return reduce((apply_mask(scores, weights, 1) - goal).square().sum(-1), weights, reduction)
 
 
 def _perceptron(*widths: int) -> nn.Sequential:

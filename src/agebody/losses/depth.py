@@ -23,7 +23,7 @@ from agebody.checks import (
     expect_choice,
     expect_labels,
     expect_pair,
-    read_number,
+    read_nonnegative,
     reduce,
     residual,
 )
@@ -64,7 +64,7 @@ def depth_layer_loss(
             count in an image, and then over the images with such a pair; "metric-aware" is over all pairs.
     """
     expect_choice("form", form, get_args(DepthForm))
-    margin = read_number("margin", margin, "a distance of 0 or more [m]", 0, finite=False)
+    margin = read_nonnegative("margin", margin, "a distance", unit=" [m]", finite=False)
     depth = expect("depth", depth, None)
     expect_labels("layer", layer, depth.shape)
     weights = expand_weights(weights, depth.shape)
@@ -106,7 +106,7 @@ def relative_metric_loss(
         reduction: over pairs of all images. "none" gives (*batch, P, P), zero where j <= i.
     """
     expect("pred", pred, None)
-    max_distance = read_number("max_distance", max_distance, "a distance of 0 or more [m]", 0, finite=False)
+    max_distance = read_nonnegative("max_distance", max_distance, "a distance", unit=" [m]", finite=False)
     pred, target, weights = expect_pair(pred, target, weights)
     apart, expected = differences(apply_mask(pred, weights)), differences(apply_mask(target, weights))
     # NaN is no large distance: the pair counts, so that NaN in a target shows.
@@ -133,7 +133,7 @@ def fov_loss(
         weights: broadcast to (*batch): whose camera is known.
         reduction: over images.
     """
-    over_weight = read_number("over_weight", over_weight, "a finite number of 0 or more", 0)
+    over_weight = read_nonnegative("over_weight", over_weight)
     difference, weights = residual(pred, target, weights)
     terms = difference.square()
     return reduce(torch.where(difference > 0, over_weight * terms, terms), weights, reduction)

@@ -17,6 +17,7 @@ from agebody.checks import (
     apply_mask,
     expect,
     floating,
+    read_dtype,
     read_number,
     read_rotations,
     read_texts,
@@ -135,7 +136,7 @@ def joint_limits(
         age = expect("age_offset", floating(age_offset)).clamp(0, 1)[..., None, None, None]
     else:
         offset = read_number("age_offset", age_offset, "a number", finite=False)
-        age = torch.tensor(min(max(offset, 0.0), 1.0), dtype=dtype, device=read_device(device))
+        age = torch.tensor(min(max(offset, 0.0), 1.0), dtype=read_dtype(dtype), device=read_device(device))
     free = [(-math.inf, math.inf)] * 3
     bounds = [[free if limits is None else limits[1:] for limits in pair] for pair in ranges]
     adult, infant = torch.deg2rad(torch.tensor(bounds, dtype=age.dtype, device=age.device)).unbind(1)

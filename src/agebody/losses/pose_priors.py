@@ -21,13 +21,14 @@ from agebody.checks import (
     apply_mask,
     expand_weights,
     read_count,
-    read_number,
+    read_nonnegative,
     read_rotations,
     read_share,
     reduce,
 )
 from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
+from agebody.files import read_flag
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
 from agebody.losses.prior_arrays import (
     angle_indices,
@@ -298,7 +299,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
             "constants": size / 2 * math.log(2 * math.pi) + halves - halves.min() - np.log(weights),
         }
         super().__init__(Mixture(means, covariances, weights, names), tables, dtype, device)
-        self.soft = soft
+        self.soft = read_flag("soft", soft)
 
     @classmethod
     def from_poses(
@@ -329,7 +330,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
         read_count("components", components, least=1)
         read_count("iterations", iterations, least=1)
         read_count("seed", seed)
-        read_number("tolerance", tolerance, "a finite number of 0 or more", 0)
+        read_nonnegative("tolerance", tolerance)
         read_share("regularization", regularization)
         samples = read_samples(poses, joint_names, least=max(components, 2))
         try:

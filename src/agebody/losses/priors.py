@@ -16,7 +16,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_weights,
-    read_number,
+    read_nonnegative,
     read_rotations,
     reduce,
 )
@@ -49,7 +49,7 @@ def shape_prior(
         reduction: "none" gives (*batch).
     """
     betas = expect("betas", betas, None)
-    age_weight = read_number("age_weight", age_weight, "a finite number of 0 or more", 0)
+    age_weight = read_nonnegative("age_weight", age_weight)
     weights = expand_weights(weights, betas.shape[:-1])
     squares = apply_mask(betas, weights, 1).square()
     if beta_weights is not None:

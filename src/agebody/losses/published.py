@@ -30,12 +30,13 @@ from agebody.checks import (
     apply_mask,
     at_least_float32,
     read_count,
-    read_number,
+    read_nonnegative,
     read_positive,
     read_texts,
     reduce,
     residual,
 )
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses.adversarial import adversarial_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
@@ -78,7 +79,7 @@ def aionhmr_objective(
             alone; people with a weighted age offset are left out. 0.03 is twenty times that of the betas,
             because offsets outside their class are off by tenths.
     """
-    read_number("age_class_weight", age_class_weight, "a finite number of 0 or more", 0)
+    read_nonnegative("age_class_weight", age_class_weight)
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
     terms["betas"] = LossTerm(terms["betas"].weight, partial(_identity, age=True), WITH_AGE, WITH_AGE)
     if age_class_weight:
@@ -100,7 +101,7 @@ def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
     Args:
         smoothness: s; 1 in the first stage, 10 in the second.
     """
-    smoothness = read_number("smoothness", smoothness, "a finite number of 0 or more", 0)
+    smoothness = read_nonnegative("smoothness", smoothness)
     return Objective(
         {
             "keypoints_2d": _compared(0.001, "keypoints_2d", ROBUST_REPROJECTION, dims=2, squared=True),
@@ -148,7 +149,7 @@ def smplify_x_objective(
         intersection: ``vertices`` -> (*batch); None leaves the term out.
     """
     read_count("stage", stage, len(SMPLIFY_X_STAGES) - 1)
-    data_weight = read_number("data_weight", data_weight, "a finite number of 0 or more", 0)
+    data_weight = read_nonnegative("data_weight", data_weight)
     joint_names = read_texts("joint_names", joint_names)
     pose, shape, apart = SMPLIFY_X_STAGES[stage]
     hyperextension = partial(hyperextension_prior, joint_names=joint_names, reduction="none")
@@ -181,7 +182,7 @@ def metric_aware_objective(
         age: whether the age offset is compared too, as the eleventh of the betas.
     """
     pose = ("global_orient", "body_pose")
-    identity = WITH_AGE if age else WITH_AGE[:1]
+    identity = WITH_AGE if read_flag("age", age) else WITH_AGE[:1]
     image_size = read_positive("image_size", image_size, "a side", " [pixels]")
     of_betas = partial(
         _identity, age=age, beta_weights=METRIC_AWARE_BETA_WEIGHTS, age_weight=10.0, penalty="l1", mean=True

@@ -10,7 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import expand_to, expect, expect_numbers, expect_values, read_number, read_positive
+from agebody.checks import (
+    expand_to,
+    expect,
+    expect_numbers,
+    expect_values,
+    read_nonnegative,
+    read_positive,
+)
 
 Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
 """``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns a
@@ -97,7 +104,7 @@ def tals(
     limit = expand_to("threshold", expect_numbers("threshold", threshold, residual), distance.shape)
     expect_values(threshold=(limit >= 0, "distances of 0 or more"), wait=False)
     size = residual.abs()
-    scale = read_number("scale", scale, "a finite number of 0 or more", 0)
+    scale = read_nonnegative("scale", scale)
     return torch.where((distance > limit)[..., None], size, scale * size)
 
 

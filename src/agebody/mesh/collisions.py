@@ -19,6 +19,7 @@ from agebody.assets.asset import BodyAsset, expect_asset
 from agebody.checks import expect_integers, expect_tensor, flatten, read_count
 from agebody.engine.backend import BackendName, check_backend
 from agebody.engine.trees import unflatten
+from agebody.files import read_flag
 from agebody.mesh.search import check_mesh, expect_ids
 
 TOUCHING_PARTS = (
@@ -107,7 +108,7 @@ class Exclusions:
         read_count("within", within)
         parts = torch.from_numpy(asset.dense_weights()[asset.faces].sum(1).argmax(1))
         excluded = cls.of_parts(parts, _related(asset, within, touching))
-        if rest:
+        if read_flag("rest", rest):
             shapes = [asset.template, *([] if asset.age_templates is None else asset.age_templates)]
             vertices = torch.from_numpy(np.stack(shapes))
             excluded = excluded.and_pairs(

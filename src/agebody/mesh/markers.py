@@ -15,9 +15,10 @@ from agebody.assets.container import PathLike, naming, read_raw
 from agebody.assets.own_files import read_names, write_own_file
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import expect_values, read_count, read_number, read_tensor
+from agebody.checks import expect_values, read_count, read_nonnegative, read_tensor
 from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout
 from agebody.parameters import BodyParameters
 
@@ -143,8 +144,9 @@ class MarkerSet(ExactBuffers):
         """
         template = expect_body(body).asset.template.astype(np.float64)
         read_count("count", count, len(template), body.asset.metadata.name, least=1)
-        noise_sd = read_number("noise_sd", noise_sd, "a length of 0 or more [m]", 0)
+        noise_sd = read_nonnegative("noise_sd", noise_sd, "a length", unit=" [m]")
         read_count("batch_size", batch_size, least=1)
+        symmetric, convex = read_flag("symmetric", symmetric), read_flag("convex", convex)
         sizes = (people.body_pose.shape[-2], people.betas.shape[-1])
         if sizes != (body.num_joints - 1, body.num_betas):
             raise ValueError(

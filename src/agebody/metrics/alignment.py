@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agebody.checks import Weights, apply_mask, at_least_float32, expect, expect_pair
 from agebody.engine.batched import is_forward_nested, own_precision, product
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.rotations import quaternion_to_matrix
 
@@ -60,7 +61,7 @@ def procrustes(
     covariance = mean.outer(end, start)
     rotation = _nearest_rotation(covariance, spread.detach().sqrt() * extent.detach().sqrt())
     scale = torch.ones_like(spread)
-    if with_scale:
+    if read_flag("with_scale", with_scale):
         # A spread within rounding, of these coordinates or relative to the target, determines no scale.
         rounding = (8 * torch.finfo(pred.dtype).eps) ** 2
         far = (from_center * from_center).sum(-1)

@@ -18,7 +18,7 @@ from agebody.checks import (
     expect_choice,
     expect_pair,
     read_count,
-    read_number,
+    read_nonnegative,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout, get_layout
@@ -63,7 +63,7 @@ def pck(
         weights: (*batch, K), which keypoints count; any weight other than 0 counts as 1.
         reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
-    threshold = read_number("threshold", threshold, "a number of 0 or more", 0, finite=False)
+    threshold = read_nonnegative("threshold", threshold, "a number", finite=False)
     errors, length, counted = _relative(pred, target, reference, weights)
     return Errors(decided(errors < threshold * length, errors), counted)
 
@@ -83,7 +83,7 @@ def pck_auc(
 
     The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Other arguments as
     of `pck`."""
-    max_threshold = read_number("max_threshold", max_threshold, "a finite number of 0 or more", 0)
+    max_threshold = read_nonnegative("max_threshold", max_threshold)
     read_count("steps", steps, least=1)
     errors, length, counted = _relative(pred, target, reference, weights)
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)

@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor, read_number
+from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor, read_nonnegative
 from agebody.losses.depth import differences
 from agebody.metrics.record import Errors, decided, metric
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
-LENGTH = "a length of 0 or more"
+LENGTH = "a length"
 _MISSED_DEPTH = 100.0
 """Depth of a missed person in SMAP's code [m]."""
 
@@ -71,8 +71,8 @@ def depth_relations(
     Returns:
         Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
     """
-    threshold = read_number("threshold", threshold, LENGTH, 0, finite=False)
-    same_layer = read_number("same_layer", same_layer, LENGTH, 0, finite=False)
+    threshold = read_nonnegative("threshold", threshold, LENGTH, finite=False)
+    same_layer = read_nonnegative("same_layer", same_layer, LENGTH, finite=False)
     pred, lost, known = _read_people(pred, target, weights, missed, age_classes)
     there = known & ~lost
     if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
@@ -114,7 +114,7 @@ def pcdr(
     `depth_relations`, and ``penalty``, what one missed person adds to the pairs. With ``age_classes``, one
     share per class is returned: of the pairs with either person of that class.
     """
-    penalty = read_number("penalty", penalty, "a finite number of 0 or more", 0)
+    penalty = read_nonnegative("penalty", penalty)
     counts = depth_relations(
         pred,
         target,
@@ -155,7 +155,7 @@ def pcod(
 
     Source: Zhen et al., SMAP, ECCV 2020.
     """
-    threshold = read_number("threshold", threshold, LENGTH, 0, finite=False)
+    threshold = read_nonnegative("threshold", threshold, LENGTH, finite=False)
     pred, lost, known = _read_people(pred, target, weights, missed, None)
     first, second = torch.triu_indices(pred.shape[-1], pred.shape[-1], 1, device=pred.device)
     depths = torch.where(lost, _MISSED_DEPTH, pred), expect("target", target)

@@ -20,10 +20,11 @@ from agebody.checks import (
     expect,
     expect_choice,
     expect_tensor,
-    read_number,
+    read_nonnegative,
     read_share,
     safe_norm,
 )
+from agebody.files import read_flag
 
 Method = Literal["greedy", "hungarian"]
 
@@ -163,7 +164,7 @@ def match(
         if given is not None and expect_tensor(name, given).shape != shape:
             raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(given.shape)}")
     expect_choice("method", method, get_args(Method))
-    if stop_early and method != "greedy":
+    if read_flag("stop_early", stop_early) and method != "greedy":
         raise ValueError(f"stop_early: expected method='greedy', got {method!r}")
     costs = cost.detach().cpu().double().numpy()
     free = np.ones(costs.shape, bool) if allowed is None else allowed.bool().cpu().numpy()
@@ -265,7 +266,7 @@ def detection_scores(matched: int, false_positives: int, missed: int) -> Detecti
     NaN where the denominator is 0: precision without predictions, recall without people, F1 without both.
     """
     for name, count in {"matched": matched, "false_positives": false_positives, "missed": missed}.items():
-        read_number(name, count, "a count of 0 or more", 0)
+        read_nonnegative(name, count, "a count")
 
     def share(part: float, whole: float) -> float:
         return part / whole if whole else float("nan")

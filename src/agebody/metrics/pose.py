@@ -19,9 +19,10 @@ from agebody.checks import (
     at_least_float32,
     expect,
     expect_pair,
-    read_number,
+    read_nonnegative,
     safe_norm,
 )
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.losses.parameters import paired_matrices, rotation_angle
@@ -62,7 +63,7 @@ def mpjpe(
     Source: Ionescu et al., Human3.6M, IEEE TPAMI 36(7), 2014; N-MPJPE: Rhodin et al., ECCV 2018.
     """
     pred, target, weights = _root_aligned(pred, target, layout, root, weights)
-    if scale:
+    if read_flag("scale", scale):
         pred = best_scale(pred, target, weights=weights)[..., None, None] * apply_mask(pred, weights, 1)
     return mean_over_points(point_distances(pred, target, weights), weights)
 
@@ -169,8 +170,8 @@ def stature_error(
     """
     pred, target, weights = expect_pair(pred, target, weights)
     errors = apply_mask(pred, weights) - apply_mask(target, weights)
-    errors = errors if signed else errors.abs()
-    if relative:
+    errors = errors if read_flag("signed", signed) else errors.abs()
+    if read_flag("relative", relative):
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))
     return Errors(errors, weights)
 
@@ -223,7 +224,7 @@ def joint_limit_violations(
         weights: (*batch, J), which joints count.
         reduction: over joints.
     """
-    tolerance = read_number("tolerance", tolerance, "an angle of 0 or more", 0, finite=False)
+    tolerance = read_nonnegative("tolerance", tolerance, "an angle", finite=False)
     excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights).abs().amax(-1)
     return Errors(decided(excess > tolerance, excess), weights)
 

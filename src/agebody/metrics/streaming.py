@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES, age_class
-from agebody.checks import Weights, at_least_float32, expect, read_number
+from agebody.checks import Weights, at_least_float32, expect, read_nonnegative
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.average_precision import keypoint_ap
 from agebody.metrics.depth import LENGTH, MISS_PENALTY, DepthRelations, depth_relations
@@ -193,9 +193,9 @@ class PCDR(_Accumulator):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.by_age, self.threshold = by_age, read_number("threshold", threshold, LENGTH, 0, finite=False)
-        self.same_layer = read_number("same_layer", same_layer, LENGTH, 0, finite=False)
-        self.penalty = read_number("penalty", penalty, "a finite number of 0 or more", 0)
+        self.by_age, self.threshold = by_age, read_nonnegative("threshold", threshold, LENGTH, finite=False)
+        self.same_layer = read_nonnegative("same_layer", same_layer, LENGTH, finite=False)
+        self.penalty = read_nonnegative("penalty", penalty)
         self.add_sums(*DepthRelations._fields, size=(1 + len(AGE_CLASSES) * by_age,))
 
     def update(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agebody.checks import expect, expect_tensor
+from agebody.files import read_flag
 from agebody.nets.vit import attend
 
 
@@ -99,7 +100,7 @@ class TimeBands(nn.Module):
 
     def __init__(self, width: int, frames: int, *, heads: int = 4, bands: bool = True) -> None:
         super().__init__()
-        self.bands, self.frames, self.width = bands, frames, width
+        self.bands, self.frames, self.width = read_flag("bands", bands), frames, width
         self.position = nn.Parameter(0.02 * torch.randn((frames + 1) // 2 if bands else frames, width))
         self.slow = AttentionBlock(width, heads)
         self.fast = nn.Conv1d(width, width, 3, padding=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import expect, read_sizes
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.mesh.markers import MarkerSet
 from agebody.nets.bands import Attention, AttentionBlock, TimeBands
@@ -96,7 +97,7 @@ class MeshPoseInteraction(nn.Module):
             places = body.keypoints(layout)
             distances = torch.cdist(body.keypoints(markers.layout), places)
         self.register_buffer("nearest", distances.argmin(-1), persistent=False)
-        self.markers, self.layout, self.parallel = markers, layout, parallel
+        self.markers, self.layout, self.parallel = markers, layout, read_flag("parallel", parallel)
 
         self.project = nn.Linear(features, width)
         self.time = TimeBands(width, frames, heads=heads, bands=bands)

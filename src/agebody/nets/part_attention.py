@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.checks import read_sizes
+from agebody.files import read_flag
 from agebody.mesh import PartMap
 from agebody.nets.readouts import ReadoutHead
 
@@ -96,7 +97,7 @@ def _branch(channels: int, width: int, layers: int, upsample: bool) -> nn.Sequen
         before = width if layer else channels
         parts += [
             nn.ConvTranspose2d(before, width, 4, stride=2, padding=1, bias=False)
-            if upsample
+            if read_flag("upsample", upsample)
             else nn.Conv2d(before, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import read_count, read_number, read_positive
+from agebody.checks import read_count, read_nonnegative, read_positive
 from agebody.engine.batched import own_precision
 from agebody.optim.quadratic import Model
 
@@ -98,7 +98,7 @@ def minimize(
     bounds = _read_bounds(start, lower, upper)
     tolerances = _Tolerances(cost_tolerance, step_tolerance, gradient_tolerance)
     for name, number in tolerances._asdict().items():
-        read_number(f"{name}_tolerance", number, "a finite number of 0 or more", 0)
+        read_nonnegative(f"{name}_tolerance", number)
     read_positive("damping", damping)
     read_count("max_iterations", max_iterations)
     with own_precision(start.device):

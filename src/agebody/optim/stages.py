@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import apply_mask, read_count, read_number, read_positive, read_share
+from agebody.checks import apply_mask, read_count, read_nonnegative, read_positive, read_share
 from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import Solution, minimize
 from agebody.optim.motion import Motion
@@ -217,7 +217,7 @@ def check_stages(
         raise ValueError("stages: expected at least one")
     for stage in stages:
         read_count("stages: max_iterations", stage.max_iterations)
-        read_number("stages: cost_tolerance", stage.cost_tolerance, "a finite number of 0 or more", 0)
+        read_nonnegative("stages: cost_tolerance", stage.cost_tolerance)
         for name, given in (("weights", stage.weights), ("scales", stage.scales)):
             if not isinstance(given, Mapping):
                 raise TypeError(f"stages: expected {name} by the names of terms, got {reprlib.repr(given)}")
@@ -227,7 +227,7 @@ def check_stages(
                 f"stages: expected names of terms ({', '.join(names)}), got {', '.join(unknown)}"
             )
         for name, weight in stage.weights.items():
-            read_number("stages", weight, f"a weight of 0 or more of {name!r}", 0)
+            read_nonnegative("stages", weight, "a weight", f" of {name!r}")
         for name, scale in stage.scales.items():
             read_positive("stages", scale, f"a scale of {name!r}")
             if terms and name in terms and not hasattr(terms[name], "robust_scale"):

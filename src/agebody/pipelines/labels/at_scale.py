@@ -21,7 +21,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import Shards, count_people, find_shards, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import as_os_error, replacing, sha256
+from agebody.files import as_os_error, read_flag, replacing, sha256
 from agebody.pipelines.jobs.backends import set_metrics, start_workers
 from agebody.pipelines.jobs.cluster import ALL_CPUS, Cluster, check_cluster
 from agebody.pipelines.jobs.schedule import Failed, choose_part, run_jobs
@@ -172,7 +172,7 @@ def _find(
         with as_os_error(shard, "read"):
             return find_record(output, shard, settings, verify=verify)
     except AnnotationError:
-        if not overwrite:
+        if not read_flag("overwrite", overwrite):
             raise
         return None
 
@@ -262,6 +262,7 @@ def fit_dataset(
         set_metrics(people_done=report.people_done, shards_left=report.shards_left)
         progress(report)
 
+    skip_bad, verify = read_flag("skip_bad", skip_bad), read_flag("verify", verify)
     todo = _find_unfinished(report, paths, skip_bad, overwrite, verify, lambda: progress(report))
     progress(report)
     if todo:

@@ -16,7 +16,7 @@ from agebody.annotations.photographs import SUFFIXES, read_photograph
 from agebody.annotations.tracks import frame_order
 from agebody.annotations.videos import Video, frame_name, is_video
 from agebody.body import BodyModel
-from agebody.files import flat_names, replacing_files
+from agebody.files import flat_names, read_flag, replacing_files
 from agebody.pipelines.labels.overlays import draw_overlay, draw_video
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
@@ -48,7 +48,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """
     refuse_others(folder, "agebody fit")
     for path in (*(folder / name for name in (*FILES, "overlays", "shards")), *_existing_videos(folder)):
-        if path.exists() and not overwrite:
+        if path.exists() and not read_flag("overwrite", overwrite):
             fail(path, "exists; pass overwrite=True to replace it")
 
 

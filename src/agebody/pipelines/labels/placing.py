@@ -20,6 +20,7 @@ from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement
 from agebody.crowd.refine import Refined
 from agebody.crowd.rescaling import Rescaled
 from agebody.draw import render
+from agebody.files import read_flag
 from agebody.losses import part_vertices
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.fitting import replace_bodies
@@ -113,9 +114,9 @@ def place_labels(
         z = torch.where(weights > 0, seen.rendered_depth, tensor(labels.depth))
         width, tall = labels.image_sizes[0].tolist()
         far = is_far(z, camera.focal[:, 1], (width, tall))
-        if disparity:
+        if read_flag("disparity", disparity):
             far |= seen.depth > FAR_DISPARITY
-        if metric:
+        if read_flag("metric", metric):
             placement = _at_depth(seen.depth, z, height, prior, weights > 0)
         else:
             placement = place_people(
@@ -134,7 +135,7 @@ def place_labels(
             )
         written = rescale(body, parameters, placement.scale, camera, child=child)
         refined = None
-        if refine and len(labels) > 1:
+        if read_flag("refine", refine) and len(labels) > 1:
             refined = _refined(body, written.parameters, camera, prior, written.height)
             written = rescale(body, written.parameters, refined.scale, camera, root=refined.new_root)
         changed = replace_bodies(body, labels, written.parameters, camera)

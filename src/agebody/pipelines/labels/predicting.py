@@ -19,6 +19,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, box_condition, square_box, weak_to_translation
 from agebody.checks import read_count
 from agebody.detect.windows import crop_image
+from agebody.files import read_flag
 from agebody.fitting.observed import MIN_POINTS
 from agebody.nets import Regressor, normalize_images
 from agebody.optim.stages import Fit, fit_error
@@ -91,6 +92,7 @@ def predict_annotations(
     if not len(people):
         fail(people.path, "there is nobody to predict")
     read_count("batch_size", batch_size, least=1)
+    refine = read_flag("refine", refine)
     theirs, ours = network.body.asset, body.asset
     counts = [(layer.num_betas, layer.num_expression) for layer in (network.body, body)]
     if theirs.joint_names != ours.joint_names or counts[0] != counts[1]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from agebody.body import BodyModel
+from agebody.files import read_flag
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release.hidden import read_hidden
 from agebody.pipelines.release.photos import Box, Person, Photo, Region, ReleaseError, load_mask
@@ -56,6 +57,7 @@ def photos_from_labels(
         for name, size in zip(labels.image_ids.tolist(), labels.image_sizes.tolist(), strict=True)
     }
     hidden = {} if hide is None else read_hidden(Path(hide), sizes, Path(images))
+    sequences = read_flag("sequences", sequences)
     photos, mask_owners = [], {}
     for name, rows in sorted(labels.by_image().items()):
         size = sizes[PurePath(name).as_posix()]

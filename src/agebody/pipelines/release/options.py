@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from agebody.checks import expect_choice, read_number
+from agebody.checks import expect_choice, read_nonnegative, read_number
 from agebody.keypoints import KeypointLayout
 
 Background = Literal["blank", "inpaint", "none"]
@@ -54,7 +54,7 @@ class Options:
             if get_origin(kind) is Literal:
                 expect_choice(name, getattr(self, name), get_args(kind))
         for name in ("margin", "dilation"):
-            read_number(name, getattr(self, name), "a share of 0 or more", 0)
+            read_nonnegative(name, getattr(self, name), "a share")
         read_number("fps", self.fps, "more than 0 and at most 1000", math.ulp(0), 1000)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from agebody.annotations.videos import load_opencv
 from agebody.body import BodyModel
 from agebody.checks import read_count
-from agebody.files import replacing, save_npz
+from agebody.files import read_flag, replacing, save_npz
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.jobs.backends import run_all
 from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
@@ -144,7 +144,7 @@ def write_release(
         read_count("seed", seed)
     if background == "inpaint":
         load_opencv("inpainting", "release")  # fail before anything is written
-    check_places(output, key, overwrite=overwrite)
+    check_places(output, key, overwrite=read_flag("overwrite", overwrite))
     cluster = check_cluster(cluster)
     counts = Counts()
     with ExitStack() as undo, new_folder(output, overwrite=overwrite) as folder, _new_key(key, undo) as keys:

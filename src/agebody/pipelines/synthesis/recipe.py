@@ -21,6 +21,7 @@ from agebody.annotations.people import fail
 from agebody.annotations.photographs import Photographs
 from agebody.body import BodyModel
 from agebody.checks import read_count, read_number, read_range, read_share, to_number
+from agebody.files import read_flag
 from agebody.keypoints import get_layout
 from agebody.mesh.parts import PartMap
 from agebody.people.sampling import class_years
@@ -76,6 +77,7 @@ class Recipe:
         if not isinstance(self.size, tuple) or not all(16 <= to_number(side) <= 8192 for side in self.size):
             raise ValueError(f"size: expected sides from 16 to 8192 pixels, got {reprlib.repr(self.size)}")
         read_count("seed", self.seed, 2**63 - 1)
+        read_flag("matched", self.matched)
         for name in ("truncated", "occluders"):
             read_share(name, getattr(self, name))
         if read_count("parts", self.parts) not in PARTS:

@@ -18,7 +18,7 @@ from agebody.age import parse_ages
 from agebody.annotations.people import AnnotationError, ImageEntry, fail
 from agebody.annotations.people import People as Observed
 from agebody.body import BodyModel
-from agebody.files import replacing
+from agebody.files import read_flag, replacing
 from agebody.keypoints import get_layout, joint_layout
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
@@ -93,6 +93,7 @@ def synthesize(
     if others or ((folder / LABELS).exists() and not overwrite and not paths[0].exists()):
         other = others[0] if others else folder / LABELS
         fail(other, "is not of these shards, and would be read with them or replaced; give another folder")
+    overwrite = read_flag("overwrite", overwrite)
     todo = [i for i, path in enumerate(paths) if not _is_there(path, recipe.describe(body, i), overwrite)]
     done = recipe.count - sum(map(recipe.images, todo))
     progress(done)

@@ -23,8 +23,9 @@ from agebody.annotations.photographs import to_eight_bits
 from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.official import JOINT_NAMES
 from agebody.cameras import Camera, square_box, to_crop
-from agebody.checks import expect_choice, read_count, read_number, read_positive
+from agebody.checks import expect_choice, read_count, read_nonnegative, read_positive
 from agebody.detect.windows import crop_image
+from agebody.files import read_flag
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
 from agebody.nets import normalize_images
@@ -83,7 +84,7 @@ class Filters:
 
     def __post_init__(self) -> None:
         """Check all numbers."""
-        read_number("confidence", self.confidence, "a finite number of 0 or more", 0)
+        read_nonnegative("confidence", self.confidence)
         read_count("visible", self.visible)
         read_positive("largest_beta", self.largest_beta, finite=False)
 
@@ -177,7 +178,8 @@ class TrainingData(torch.utils.data.Dataset):
         expect_choice("family", family, ("smpl", "smplh", "smplx"))
         self.sources, self.size, self.seed, self.family = given, size, seed, family
         self.augmentation = augmentation or NO_AUGMENTATION
-        self.filters, self.crop_camera, self.box_scale = filters or Filters(), crop_camera, box_scale
+        self.filters, self.box_scale = filters or Filters(), box_scale
+        self.crop_camera = read_flag("crop_camera", crop_camera)
         self.paths: list[Path] = []
         self.left_out = 0
         self._people: list[np.ndarray] = []

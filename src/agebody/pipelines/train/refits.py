@@ -22,7 +22,7 @@ from agebody.assets.unpickle import loads
 from agebody.body import BodyModel
 from agebody.cameras import from_crop
 from agebody.checks import read_positive
-from agebody.files import replacing
+from agebody.files import read_flag, replacing
 from agebody.fitting.observed import MIN_POINTS
 from agebody.keypoints import get_layout
 from agebody.nets import Regressor
@@ -111,7 +111,7 @@ def refit_shards(
     paths, folder = find_shards(shards, ".tar"), make_output(output, "training shards")
     for path in paths:
         new = folder / path.name
-        if new.exists() and (not overwrite or new.samefile(path)):
+        if new.exists() and (not read_flag("overwrite", overwrite) or new.samefile(path)):
             raise FileExistsError(errno.EEXIST, "exists; give another folder, or overwrite=True", new)
     if not network.body.age_anchors:
         start_sd = {name: sd for name, sd in start_sd.items() if name != "age_offset"}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody.checks import expect_choice, read_count, read_number, read_positive
+from agebody.checks import expect_choice, read_count, read_nonnegative, read_number, read_positive
 from agebody.files import first_line, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
@@ -66,7 +66,7 @@ class TrainingSettings:
             read_count(name, getattr(self, name), least=1)
         for name in ("warmup", "workers", "seed"):
             read_count(name, getattr(self, name))
-        read_number("weight_decay", self.weight_decay, "a finite number of 0 or more", 0)
+        read_nonnegative("weight_decay", self.weight_decay)
         for name in ("learning_rate", "clip_norm", "discriminator_rate"):
             if getattr(self, name) is not None or name == "learning_rate":
                 read_positive(name, getattr(self, name))
