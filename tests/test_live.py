@@ -82,6 +82,6 @@ def test_without_viser_the_extra_is_named(body, monkeypatch):
         ({"host": "nowhere.invalid"}, "host: expected an address of this machine, got 'nowhere.invalid'"),
     ],
 )
-def test_wrong_places_are_refused_before_the_server_waits_for_them(body, option, message):
+def test_wrong_places_are_refused_before_the_server_waits_for_them(body, option, message, unchecked):
     with pytest.raises(ValueError, match=message):
         LiveView(body, **option)

@@ -12,7 +12,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import expand_to, expect_tensor, expect_values, read_tensor
+from agebody.checks import expand_to, expect, expect_dtype, expect_tensor, expect_values
 from agebody.engine.batched import own_precision
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
@@ -84,8 +84,10 @@ def rescale(
     """
     expect_body(body)
     expect_camera(camera, posed=False, of_fit=True)
-    scale = read_tensor("scale", scale, (), body._like)
-    root = None if root is None else read_tensor("root", root, (3,), body._like)
+    scale = expect("scale", scale)
+    for name, given, *entry in (("scale", scale), ("root", root, 3)):
+        if given is not None:
+            expect_dtype(name, expect(name, given, *entry), parameters.transl, "that of the parameters")
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:
         raise ValueError(f"scale: expected shape {tuple(batch)}, one per person, got {tuple(scale.shape)}")

@@ -326,6 +326,10 @@ class MANO(SMPLH):
 class MANOLayer(SMPLLayer, MANO):
     """MANO without parameters, posed by rotation matrices; the mean hand pose is not added."""
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.pop(prefix + "body_pose", None)  # a parameter of smplx's layer that nothing uses
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 class FLAME(SMPL):
     """The name of FLAME; making one raises NotImplementedError."""
