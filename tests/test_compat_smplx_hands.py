@@ -151,6 +151,7 @@ def test_layers(folder, kind):
     options = {"ext": "npz", "use_face_contour": True} if kind == "smplx" else {}
     a, b = (make(module, "build_layer", str(folder), kind, **options) for module in (ours, theirs))
     assert not list(a.parameters())
+    a.load_state_dict(b.state_dict())
     counts = {"global_orient": 1, **a._poses}
     rotate = agebody.rotations.axis_angle_to_matrix
     given = {name: rotate(0.5 * normal(2, n, 3, seed=n)) for name, n in counts.items()}
