@@ -370,7 +370,6 @@ SAMPLES = {
         },
         BODY25,
         file="000000.json",
-        track=2,
         **BOX,
     ),
     "Ultralytics to_json": Sample([ULTRALYTICS], BODY, "coco17", track=3, **BOX),

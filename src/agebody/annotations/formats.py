@@ -243,7 +243,7 @@ def _easymocap(document: Any) -> Iterator[Frame]:
         if isinstance(one, dict):
             box = one.get("bbox")  # corners and a confidence
             box = _from_corners(box[:4]) if isinstance(box, list) else box
-            one = _with(one, bbox=box, track_id=one.get("personID"))
+            one = _with(one, bbox=box)  # a personID may be a place in the list, and is no track
         people.append((f"annots[{i}]", one))
     yield Frame(document.get("filename"), people, [document.get("width"), document.get("height")])
 
