@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from agebody.annotations import AnnotationError, read_people, read_shard, write_shards
+from agebody.annotations import AnnotationError, ImageEntry, read_people, read_shard, write_shards
 from agebody.annotations.formats import FORMATS
 from agebody.annotations.orders import ORDERS
 from agebody.annotations.photographs import Photographs
@@ -1062,6 +1062,11 @@ def test_one_file_beside_or_with_one_image(tmp_path):
     assert named.images[0].name == "child.png"
     with pytest.raises(AnnotationError, match="does not state its size; give the images, or a size"):
         read_people(other)
+
+
+def test_files_that_state_a_size_need_no_images(tmp_path):
+    found = read_people(write(tmp_path, SAMPLES["EasyMocap"].content, "000000.json"))
+    assert found.images == (ImageEntry("images/0/a.png", "images/0/a.png", SIZE),)
 
 
 def test_a_missing_file_is_named_rather_than_its_folder(tmp_path):

@@ -344,7 +344,8 @@ def _find_image(
         return ImageEntry(stem, stem, size)
     if key is None:
         fail(file, f"no image {stem}.* among the {known.describe() if known else 'images'}")
-    if known is not None or not isinstance(key, str) or not is_file_name(key):
+    unknown = known is not None and (given or size is None)
+    if unknown or not isinstance(key, str) or not is_file_name(key):
         there = known.describe() if known is not None and known.names else "no images; give their folder"
         fail(file, f"{where}image_id: expected one of the images, got {short(key)}; there are {there}")
     return ImageEntry(Path(key).as_posix(), key, size)
