@@ -246,6 +246,12 @@ SAMPLES = {
     "AlphaPose, in CMU's form": Sample(
         {"a.png": {"version": "AlphaPose v0.3", "bodies": [{"joints": flat(xyc(18))}]}}, COCO18
     ),
+    "AlphaPose, tracked by PoseFlow": Sample(
+        {"a.png": [{"keypoints": flat(xyc(17)), "scores": 2.5, "idx": 3}], "b.png": []},
+        BODY,
+        "coco17",
+        track=3,
+    ),
     "OpenPose BODY_25": Sample(
         {"version": 1.3, "people": [{"person_id": [2], "pose_keypoints_2d": flat(xyc(25))}]},
         BODY25,
@@ -778,6 +784,10 @@ REFUSED = {
     ),
     "FiftyOne": ({"samples": [{"filepath": "a.png"}]}, "FiftyOne's samples; agebody reads"),
     "DWPose, candidates": ({"bodies": {"candidate": [], "subset": []}}, "DWPose's candidates; agebody reads"),
+    "DWPose, lists": (
+        {"bodies": [[0.1, 0.2]] * 18, "body_scores": [[0.9] * 18], "hands": []},
+        "DWPose's candidates; agebody reads",
+    ),
     "EFT": ({"ver": 1.0, "data": []}, "fits of EFT; agebody reads"),
     "world landmarks of the older form": ({"poseWorldLandmarks": landmarks()}, "in metres"),
     "ViTPose, labels": (

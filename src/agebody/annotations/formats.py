@@ -138,6 +138,20 @@ def _openpose_by_name(document: Any) -> Iterator[Frame]:
         yield Frame(name, people)
 
 
+def _is_poseflow(document: Any) -> bool:
+    """Return whether an object has lists of people by the names of their images, as AlphaPose's tracker."""
+    if not isinstance(document, dict) or not all("." in name for name in document):
+        return False
+    lists = document.values()
+    return all(isinstance(one, list) for one in lists) and any(_objects(one, "keypoints") for one in lists)
+
+
+def _poseflow(document: Any) -> Iterator[Frame]:
+    for name, people in document.items():
+        scored = [one | {"score": one.get("scores")} if isinstance(one, dict) else one for one in people]
+        yield Frame(name, [(f"{name}[{i}]", one) for i, one in enumerate(scored)])
+
+
 # --- MMPose
 
 
@@ -380,7 +394,11 @@ _TASK = ("annotations", "completions")
 _BOXES = "detections without keypoints, boxes only"
 
 FORMATS = (
-    Format("DWPose's candidates", lambda d: _has(d, "bodies") and isinstance(d["bodies"], dict), None),
+    Format(
+        "DWPose's candidates",
+        lambda d: _has(d, "bodies") and ("body_scores" in d or isinstance(d["bodies"], dict)),
+        None,
+    ),
     Format("OpenPose", lambda d: _has(d, "people", "bodies"), _openpose, shares=True),
     Format("OpenPose, several images", lambda d: _objects(d, "people"), _openpose_list, shares=True),
     Format(
@@ -388,6 +406,7 @@ FORMATS = (
         lambda d: isinstance(d, dict) and bool(d) and all(_has(v, "people", "bodies") for v in d.values()),
         _openpose_by_name,
     ),
+    Format("AlphaPose's PoseFlow", _is_poseflow, _poseflow),
     Format(
         "MMPose",
         lambda d: (
