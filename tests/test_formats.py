@@ -247,7 +247,7 @@ SAMPLES = {
         {"a.png": {"version": "AlphaPose v0.3", "bodies": [{"joints": flat(xyc(18))}]}}, COCO18
     ),
     "AlphaPose, tracked by PoseFlow": Sample(
-        {"a.png": [{"keypoints": flat(xyc(17)), "scores": 2.5, "idx": 3}], "b.png": []},
+        {"a.png": [{"keypoints": flat(xyc(17)), "scores": 2.5, "idx": 3}]},
         BODY,
         "coco17",
         track=3,
