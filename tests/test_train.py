@@ -205,6 +205,37 @@ def test_augmented_crops_match_their_keypoints(body):
         np.testing.assert_allclose(middle, place, atol=0.5)
 
 
+@pytest.mark.parametrize(
+    ("focus", "x", "y", "side"),  # middle and side by HMR2's public code for these points
+    [
+        (0, 190.0, 205.0, 541.2),
+        (1, 190.0, 205.0, 590.4),
+        (2, 190.0, 205.0, 639.6),
+        (3, 180.0, 177.5, 464.64),
+        (4, 184.0, 195.0, 443.52),
+        (5, 228.0, 240.0, 369.6),
+        (6, 196.0, 220.0, 541.2),
+        (7, 198.0, 247.5, 491.04),
+        (8, 148.0, 205.0, 501.6),
+    ],
+)
+def test_crops_of_a_part_are_those_of_hmr2(body, focus, x, y, side):
+    k = torch.arange(44.0)
+    points = torch.stack((k * k % 97 * 4, k**3 % 89 * 5), -1)[None]
+    camera, box = Camera.guess((400, 450)).expand(1), torch.tensor([[0.0, 0, 400, 400]])
+    nothing = torch.zeros(1, 44, 3), torch.zeros(1, 44)
+    one = Examples(
+        box, points, torch.ones(1, 44), *nothing, torch.eye(3)[None], torch.zeros(1, 23, 3), camera
+    )
+    draw = draw_augmentation(Augmentation(0, 0, 0, 0, 0, 0, 0, 0), [(0,)])._replace(
+        focus=torch.tensor([focus])
+    )
+    found, _ = augment(one, draw, body.asset.joint_names)
+    torch.testing.assert_close(
+        found.box, torch.tensor([[x - side / 2, y - side / 2, x + side / 2, y + side / 2]])
+    )
+
+
 def test_small_crops_of_large_photographs_do_not_alias():
     """One pixel of a checkerboard in eight, or all of them: a crop of an eighth is grey."""
     board = np.indices((512, 512)).sum(0) % 2 * 255
@@ -605,9 +636,15 @@ def test_images_that_are_damaged_or_of_another_format_are_refused(body, tmp_path
 
 def test_damaged_shards_are_refused_by_name(shards, tmp_path):
     whole = (shards / "a.tar").read_bytes()
+    with tarfile.open(shards / "a.tar") as tar:
+        second = tar.getmembers()[2].offset  # of the second image
     for content, message in (
         (b"nothing" * 200, "0.tar: not a tar file"),
         (whole[: len(whole) // 2], "0.tar: .*(ends too early|damaged)"),
+        (whole[:second], "0.tar: .*ends too early"),
+        (whole[:second] + b"?" + whole[second + 1 :], f"0.tar: .*damaged.* at byte {second} or"),
+        (whole[:second] + bytes(512) + whole[second + 512 :], f"0.tar: .*damaged.* at byte {second} or"),
+        (whole + whole, "0.tar: .*several in one"),
         (b"\0" * 10240, "0.tar: nobody in these shards"),
     ):
         (tmp_path / "0.tar").write_bytes(content)

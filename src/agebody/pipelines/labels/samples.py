@@ -5,7 +5,7 @@ Per image, files of one name and these suffixes follow each other:
 | suffix | |
 |---|---|
 | `.jpg` | the image |
-| `.data.pyd` | the people for the training code of HMR2 and AionHMR, pickled; this library does not read it |
+| `.data.pyd` | the people for the training code of HMR2 and AionHMR, pickled; nothing of it is run |
 | `.labels.json` | the people as `Labels`: each array as nested lists; ``hidden``, where it is known |
 | `.mask.png` | per pixel 0 for nobody, 1 for the first person of the labels, and so on; 255 for an occluder |
 | `.parts.png` | per pixel 0 for nobody, else 1 + the number of the part of the body |
@@ -18,11 +18,13 @@ files are in the PAX header of the first one, and are checked where there are an
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,11 +301,14 @@ def index_shard(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Member
                     if stated := entry.pax_headers.get(_CHECKSUMS):
                         pairs = (pair.partition("=") for pair in stated.split())
                         checksums[key] = {suffix: int(digits, 16) for suffix, _, digits in pairs}
-                end = tar.offset
+                end = stream.seek(tar.offset)
         except (tarfile.TarError, EOFError, ValueError, OSError) as error:
             fail(path, f"not a tar file, or a damaged one: {error}")
-        if end > path.stat().st_size:
+        rest = iter(partial(stream.read, 1 << 20), b"")
+        if (first := next(rest, None)) is None:  # zeros end every tar file
             fail(path, "the file is damaged: it ends too early")
+        if any(chunk.strip(b"\0") for chunk in itertools.chain((first,), rest)):
+            fail(path, f"the file is damaged, or several in one: unexpected data at byte {end} or after it")
     for key, members in found.items():
         missing = [suffix for suffix in needed if suffix not in members]
         if missing:

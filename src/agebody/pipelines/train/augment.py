@@ -73,18 +73,18 @@ class Draw(NamedTuple):
 
 
 _FOCUS = (
-    (0.2, "nose neck eye ear shoulder elbow wrist hip"),
-    (0.1, "nose neck eye ear shoulder"),
-    (0.1, "nose neck eye ear head"),
-    (0.1, "shoulder hip neck thorax spine pelvis"),
-    (0.1, "right_shoulder right_elbow right_wrist"),
-    (0.1, "left_shoulder left_elbow left_wrist"),
-    (0.1, "hip knee ankle heel toe"),
-    (0.1, "right_hip right_knee right_ankle right_heel right_big_toe"),
-    (0.1, "left_hip left_knee left_ankle left_heel left_big_toe"),
+    (0.2, 1.32, "nose neck eye ear shoulder elbow wrist hip head jaw thorax spine pelvis"),
+    (0.1, 1.44, "nose neck eye ear shoulder head jaw"),
+    (0.1, 1.56, "nose neck eye ear shoulder head jaw"),
+    (0.1, 1.32, "shoulder hip neck thorax spine pelvis"),
+    (0.1, 1.32, "right_shoulder right_elbow right_wrist"),
+    (0.1, 1.32, "left_shoulder left_elbow left_wrist"),
+    (0.1, 1.32, "hip knee ankle heel toe pelvis"),
+    (0.1, 1.32, "right_hip right_knee right_ankle right_heel right_big_toe right_small_toe"),
+    (0.1, 1.32, "left_hip left_knee left_ankle left_heel left_big_toe left_small_toe"),
 )
-"""Parts of a person that a box may show alone: their probability, and what the names of their points have in
-them; after the crops of HMR2."""
+"""Parts of a person that a box may show alone: their probability, the box's side in sizes of the part, and
+what the names of their points have in them. Those of HMR2, which crops only people with all limbs visible."""
 
 
 def draw_augmentation(augmentation: Augmentation, seeds: Sequence[Sequence[int]]) -> Draw:
@@ -96,7 +96,7 @@ def draw_augmentation(augmentation: Augmentation, seeds: Sequence[Sequence[int]]
         scale = 1 + a.scale * np.clip(normal[0], -1, 1)
         rotation = a.rotation * np.clip(normal[1], -2, 2) * (share[0] < a.rotated)
         shift = a.shift * np.clip(normal[2:], -1, 1) * (share[1] < a.shifted)
-        focus = np.searchsorted(np.cumsum([chance for chance, _ in _FOCUS])[:-1], share[4], side="right")
+        focus = np.searchsorted(np.cumsum([chance for chance, _, _ in _FOCUS])[:-1], share[4], side="right")
         focus = focus if share[3] < a.focused else -1
         rows.append((scale, rotation, *shift, share[2] < a.flipped, *(1 + a.color * color), focus))
     table = torch.tensor(np.array(rows, np.float64).reshape(-1, 9), dtype=torch.float32)
@@ -182,10 +182,13 @@ def augment(
 def _focused(people: Examples, focus: Tensor, layout: KeypointLayout) -> Tensor:
     """Return the boxes; for crops of a part, around that part if a person has two of its points."""
     members = torch.tensor(
-        [[any(part in name for part in parts.split()) for name in layout.names] for _, parts in _FOCUS]
+        [[any(part in name for part in parts.split()) for name in layout.names] for _, _, parts in _FOCUS]
     )
     kept = members[focus.clamp(min=0)] & (people.keypoints_2d_weights > 0) & (focus >= 0)[:, None]
-    near = square_box(box_around(people.keypoints_2d, weights=kept), scale=1.2)
-    width = (near[:, 2] - near[:, 0])[:, None]
+    near = square_box(box_around(people.keypoints_2d, weights=kept))
+    margin = torch.tensor([margin for _, margin, _ in _FOCUS])[focus.clamp(min=0), None]
+    middle, extent = convert_box(near, "xyxy", "cxcywh").split(2, -1)
+    near = convert_box(torch.cat((middle, margin * extent), -1), "cxcywh", "xyxy")
+    width = margin * extent[:, :1]
     enough = (kept.sum(-1, keepdim=True) > 1) & (width > (people.box[:, 2:3] - people.box[:, :1]) / 20)
     return torch.where(enough, near, people.box)

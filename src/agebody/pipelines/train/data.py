@@ -73,7 +73,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Filters:
-    """Which labels are used, by default those of HMR2's code, except for its zeros for unknown betas."""
+    """Which labels are used, with the thresholds of HMR2's code.
+
+    That code also drops poses that are rare in motion capture, uses pose and betas only where it has both, and
+    takes zeros for unknown betas.
+    """
 
     confidence: float = 0.3
     """Keypoints of less confidence are not seen."""

@@ -35,7 +35,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of a training; the defaults are those of HMR2's public code where it has them."""
+    """Settings of a training; the defaults are those of HMR2's public code, without ``clip_norm`` and ``ema``."""
 
     steps: int
     batch_size: int = 48
