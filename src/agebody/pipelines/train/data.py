@@ -75,8 +75,8 @@ class Source(NamedTuple):
 class Filters:
     """Which labels are used, with the thresholds of HMR2's code.
 
-    That code also drops poses that are rare in motion capture, uses pose and betas only where it has both, and
-    takes zeros for unknown betas.
+    That code also drops poses that are rare in motion capture, uses pose and betas only where it has both,
+    and takes zeros for unknown betas.
     """
 
     confidence: float = 0.3

@@ -35,7 +35,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of a training; the defaults are those of HMR2's public code, without ``clip_norm`` and ``ema``."""
+    """Settings of a training; by default those of HMR2's public code, which clips and averages nothing."""
 
     steps: int
     batch_size: int = 48
