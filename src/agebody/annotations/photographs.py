@@ -248,11 +248,8 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
     """Return a photograph in the orientation in which its keypoints were annotated.
 
     Detectors and viewers apply the EXIF orientation of a photograph; some annotations were made without it.
-    Of the two, the one with the stated size is returned. Opacity is ignored, as OpenCV and detectors do.
-
-    Args:
-        path: the image.
-        size: width and height that the annotations state; None for the upright photograph.
+    Of the two, the one with the stated size is returned; without one, the upright one. Opacity is ignored, as
+    OpenCV and detectors do.
 
     Raises:
         AnnotationError: the file is not an image, or has another size.

@@ -61,9 +61,6 @@ def frame_rate(path: Path) -> float:
 class Video:
     """A video file, whose frames are read from its beginning.
 
-    Args:
-        path: the file.
-
     Raises:
         AnnotationError: it is not a video, or damaged.
         ImportError: OpenCV is missing; install ``agebody[video]``.

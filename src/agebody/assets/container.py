@@ -351,14 +351,9 @@ def _parse_torch_zip(stream: io.BufferedIOBase, *, lenient: bool = False) -> Par
 def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, Any]], tuple[str, ...]]]:
     """Open the weights of a network, of torch or safetensors, and run nothing of the file.
 
-    The file is not read as a whole, because it can be larger than the memory.
-
-    Args:
-        path: of the file.
-        where: where such files come from, for the error of a missing one.
-
-    Yields:
-        The arrays by name, read one by one, and the names of the other entries.
+    Yields the arrays by name, read one by one, and the names of the other entries. The file is not read as a
+    whole, because it can be larger than the memory. ``where`` such files come from is for the error of a
+    missing one.
     """
     path = read_path(path)
     with _readable(path, where) as size, path.open("rb") as stream:

@@ -35,10 +35,8 @@ class OwnFile(NamedTuple):
     def description(self, key: str, newest: int, *, unchecked: int | None = None) -> dict[str, Any] | None:
         """Return the description after checking version and checksum; None for a file of another kind.
 
-        Args:
-            key: entry of the metadata that holds the description.
-            newest: the newest known version.
-            unchecked: the version without a checksum, if there is one.
+        The entry ``key`` of the metadata holds the description; versions up to ``newest`` are known, and one,
+        ``unchecked``, has no checksum.
         """
         metadata = self.header["__metadata__"]
         if key not in metadata:

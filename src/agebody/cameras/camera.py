@@ -402,10 +402,7 @@ def fov_to_focal(
 ) -> Float[Tensor, "*batch"]:
     """Return the focal length [pixels] of a field of view [rad]: f = L / (2 tan(fov / 2)).
 
-    Args:
-        fov: between 0 and pi.
-        size: width and height [pixels].
-        axis: "vertical" (L = H), "horizontal" (L = W) or "diagonal" (L = sqrt(W^2 + H^2)).
+    The length L of an axis is H for "vertical", W for "horizontal" and sqrt(W^2 + H^2) for "diagonal".
     """
     fov = expect("fov", fov)
     expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))

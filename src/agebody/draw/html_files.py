@@ -119,16 +119,8 @@ def save_scenes_html(
 ) -> None:
     """Write a page that shows posed people as their cameras see them, and from all around.
 
-    It holds posed surfaces, rounded to 1/32767 of a person's extent, and no body.
-
-    Args:
-        scenes: images of a folder, or frames in their order.
-        faces: triangles of all people.
-        path: the file.
-        title: title of the page.
-        license: licence of the body.
-        rate: frames per second; None for images without an order.
-        overwrite: replace an existing file.
+    It holds posed surfaces, rounded to 1/32767 of a person's extent, and no body. The ``license`` is that of
+    the body; frames in their order have a ``rate`` per second, images without an order have none.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is false.

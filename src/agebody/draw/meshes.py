@@ -52,10 +52,7 @@ def stand_in_row(
 ) -> tuple[list[Float[np.ndarray, "_ 3"]], Float[np.ndarray, "B 3"]]:
     """Move bodies side by side along x, centred, onto the ground y = 0; return them and their places.
 
-    Args:
-        bodies: vertices of each body, at least one [m].
-        spacing: from the middle of one body to the next [m].
-        depth: z of the row [m].
+    The ``spacing`` is from the middle of one body to the next [m], ``depth`` the z of the row [m].
     """
     places = np.zeros((len(bodies), 3))
     places[:, 0] = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing

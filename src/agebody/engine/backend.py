@@ -171,9 +171,7 @@ class WarpSurface(nn.Module):
     """`PosedSurface` as one matrix product in torch, and a kernel that skins the result.
 
     The template is added to the product instead of being part of it: where the user allows TF32 products, it
-    stays exact, and only displacements are rounded.
-
-    Args: as in `PosedSurface`.
+    stays exact, and only displacements are rounded. Arguments as there.
     """
 
     directions: Tensor

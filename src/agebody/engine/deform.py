@@ -20,12 +20,9 @@ def age_coefficients(
 ) -> Float[Tensor, "*batch A"]:
     """Return the weights of the differences (age template - template), piecewise linear between the anchors.
 
-    Args:
-        age_offset: 0 adult, 1 infant; outside the anchors, extrapolated linearly.
-        anchors: ascending offsets of the age templates, none of them 0: that anchor is the template.
-
-    Returns:
-        With one anchor at 1 (SMPL-A; Patel et al., CVPR 2021) the age offset itself.
+    Anchors are the ascending offsets of the age templates; an anchor at 0 is the template and not among them.
+    Outside of them weights are extrapolated linearly. With one anchor at 1 (SMPL-A; Patel et al., CVPR 2021)
+    they are the age offset itself.
     """
     if not anchors:
         return age_offset.new_zeros((*age_offset.shape, 0))

@@ -16,17 +16,15 @@ from agebody.engine.deform import age_coefficients
 class RestJoints(nn.Module):
     """Coefficients (1, betas, weights of the age templates) and the rest joints that they give.
 
-    Joints are affine in the coefficients: the regressor is folded into the directions once.
-
-    Args:
-        directions: (C, J, 3) the joints' template and displacements.
-        age_anchors: offsets of the age templates.
-        dtype: floating type of the arrays.
+    Joints are affine in the coefficients: the regressor is folded into the directions (template and
+    displacements) once.
     """
 
     directions: Tensor
 
-    def __init__(self, directions: np.ndarray, age_anchors: Sequence[float], *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, directions: Float[np.ndarray, "C J 3"], age_anchors: Sequence[float], *, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.age_anchors = tuple(age_anchors)
         self.register_buffer("directions", torch.from_numpy(directions).to(dtype), persistent=False)

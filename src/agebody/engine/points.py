@@ -88,15 +88,9 @@ class PointRegression(nn.Module):
 
     A point with fewer vertices than pairs, such as a finger tip, is summed over its skinned vertices instead.
     Both are sums of *carriers* ``R p + mu t``, with [R t] a blend of the skinning transforms and p affine in
-    the coefficients: a pair has the transform of one joint and its moment, a vertex its blended transform,
-    its rest position and mu = 1. All is computed with the carriers last in memory, in three products.
-
-    Args:
-        asset: the body.
-        tables: of the body and the layout.
-        directions: displacement of the vertices for one unit of each coefficient.
-        dtype: floating type of the buffers.
-        device: device of the buffers.
+    the coefficients, of which ``directions`` are the displacements of the vertices: a pair has the transform
+    of one joint and its moment, a vertex its blended transform, its rest position and mu = 1. All is computed
+    with the carriers last in memory, in three products.
     """
 
     row_sums: Tensor

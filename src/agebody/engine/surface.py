@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.engine import halfprecision
@@ -33,15 +34,9 @@ PRODUCT = 1 << 20
 class PosedSurface(nn.Module):
     """Directions and skinning weights of one body, packed in blocks of vertices.
 
-    Args:
-        directions: (C, V, 3) displacement for one unit of each coefficient.
-        weights: (V, J) skinning weights.
-        dtype: floating type of the result and of everything but the correctives.
-        correctives: (P, V, 3) as ``directions``, for the last coefficients, kept and multiplied in
-            ``corrective_dtype``; None where there are none.
-        corrective_dtype: torch.bfloat16 or torch.float16; see `halfprecision`.
-        device: device of the buffers. Other than on the CPU all vertices are one block, to save launches.
-        block: vertices per block on the CPU.
+    The directions are displacements for one unit of each coefficient. The last coefficients may have
+    ``correctives`` instead, which are kept and multiplied in ``corrective_dtype``, torch.bfloat16 or
+    torch.float16 (see `halfprecision`). Other than on the CPU all vertices are one block, to save launches.
     """
 
     directions: Tensor
@@ -52,11 +47,11 @@ class PosedSurface(nn.Module):
 
     def __init__(
         self,
-        directions: np.ndarray,
-        weights: np.ndarray,
+        directions: Float[np.ndarray, "C V 3"],
+        weights: Float[np.ndarray, "V J"],
         *,
         dtype: torch.dtype,
-        correctives: np.ndarray | None = None,
+        correctives: Float[np.ndarray, "P V 3"] | None = None,
         corrective_dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         block: int = BLOCK,
@@ -175,11 +170,8 @@ def _products(used: np.ndarray, plane: int) -> list[tuple[tuple[int, int], slice
 
     A published body with hands moves a finger's vertices alone by the fingers' pose blend shapes, which are
     more than half of all rows. One product has the first rows and all columns, others each a run of
-    consecutive blocks that need more, where that saves `PRODUCT` entries each.
-
-    Args:
-        used: (C, blocks) whether a block has an entry other than 0 in that row.
-        plane: columns of a block.
+    consecutive blocks, ``plane`` columns each, that need more (``used``), where that saves `PRODUCT` entries
+    each.
     """
     heights = (used * np.arange(1, len(used) + 1)[:, None]).max(0).clip(1)
     found, least = [], np.inf

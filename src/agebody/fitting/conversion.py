@@ -143,14 +143,10 @@ def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
 def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
     """Find shared joints, and the points on the target's surface that match vertices all over the source.
 
-    The target is fitted to the source's rest pose by the joints whose names both have. Then, in turn, each of
-    the vertices is matched with the nearest point of the target's surface on the same part, and the target is
-    fitted to joints and matches. The last matches are kept; a pair of bodies is computed once.
-
-    Args:
-        source: a body, at rest as its mean adult; for a target of one age, at the age whose stature is
-            nearest to the target's.
-        target: another one.
+    The target is fitted to the source's rest pose by the joints whose names both have: that of its mean
+    adult, or, for a target of one age, of the age whose stature is nearest to the target's. Then, in turn,
+    each of the vertices is matched with the nearest point of the target's surface on the same part, and the
+    target is fitted to joints and matches. The last matches are kept; a pair of bodies is computed once.
     """
     names = [name for name in source.joint_names if name in target.joint_names]
     if len(names) < 3:

@@ -123,15 +123,9 @@ def turn_towards(
 ) -> Float[Tensor, "B J 3 3"]:
     """Find the world rotation of each joint, by Procrustes over the points that move with it.
 
-    Rotations that these do not determine (a twist about a bone, or all) follow the parent; for the root, the
-    trunk.
-
-    Args:
-        carried: the points.
-        source: their positions before.
-        target: their positions after. Both near the origin, for the sake of float32.
-        weights: not negative.
-        prior: weight of the parent's rotation, relative to the points.
+    Rotations that these do not determine (a twist about a bone, or all) follow the parent, with the ``prior``
+    as its weight relative to the points; for the root, the trunk. Positions before (``source``) and after are
+    both near the origin, for the sake of float32.
     """
     products = (target[..., None] * source[..., None, :]).flatten(-2)
     ones = torch.ones_like(weights)[..., None]
@@ -165,13 +159,8 @@ def solve_identity(
     the coefficients of the age templates. Without the former two, which are eliminated, there is a quadratic
     of the age on each piece between two templates, and the lowest of their minima is the global one.
 
-    Args:
-        carried: the points.
-        directions: see `CarriedPoints.directions`.
-        missing: the targets less the points of the mean adult in this pose, root joint at its rest place.
-        weights: not negative.
-        known: the part of the identity that is given.
-        sd: standard deviation of a coordinate [m].
+    The directions are of `CarriedPoints.directions`; ``missing`` are the targets less the points of the mean
+    adult in this pose, root joint at its rest place; ``sd`` is that of a coordinate [m].
     """
     columns = directions[..., 1:]
     betas, ages = columns[..., : carried.num_betas], columns[..., carried.num_betas :]

@@ -49,10 +49,7 @@ class Patches(NamedTuple):
 def find_patches(asset: BodyAsset, topology: TopologyMap | None = None) -> Patches:
     """Return about ``PATCHES`` compact patches of vertices, each moved most by one joint.
 
-    Args:
-        asset: the body.
-        topology: map to the vertices that are grouped, each with the vertex that weighs most in it; None
-            groups the body's own.
+    With a topology, patches are of the vertices that it maps to, each with the vertex that weighs most in it.
     """
     part = asset.strongest_joints()
     owner = np.zeros(asset.num_vertices, int)
@@ -81,15 +78,10 @@ def find_patches(asset: BodyAsset, topology: TopologyMap | None = None) -> Patch
 def farthest_points(
     points: Float[Tensor, "N D"], count: int, first: int = 0
 ) -> tuple[Int[Tensor, " S"], Int[Tensor, " N"]]:
-    """Return rows of evenly spread points, and which of these is the nearest to each point.
+    """Return rows of evenly spread points, at most all, and which of these is the nearest to each point.
 
-    Each is the farthest from those before it (Gonzalez, "Clustering to minimize the maximum intercluster
-    distance", 1985).
-
-    Args:
-        points: the points.
-        count: number of rows; at most all points are chosen.
-        first: the row to begin with.
+    Each is the farthest from those before it, of which ``first`` is the first (Gonzalez, "Clustering to
+    minimize the maximum intercluster distance", 1985).
     """
     chosen: list[int] = []
     nearest = torch.zeros(len(points), dtype=torch.int64, device=points.device)

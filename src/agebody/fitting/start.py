@@ -68,20 +68,11 @@ def start_from_keypoints(
 ) -> BodyParameters:
     """Return bodies (count, B, ...) in camera coordinates: the views that fit best.
 
-    Each is placed by the similarity of the image plane onto the keypoints.
+    Each is placed by the similarity of the image plane onto the keypoints, which are finite.
 
     In normalised image coordinates, its rotation rolls the body about the optical axis, its scale is one over
     the depth, and its shift places the body. The first view is the best of all; each further one is the best
     of those that face another way than the ones before, by more than 90 degrees: SMPLify's flip.
-
-    Args:
-        body: the layer.
-        layout: of the keypoints.
-        keypoints: (B, K, 2) [pixels], finite.
-        weights: (B, K).
-        camera: batch (B); its pose is ignored.
-        age_offset: (B,).
-        count: starts per person.
     """
     views = candidate_views(body, layout, age_offset)
     image = camera.undistort(keypoints)
@@ -132,12 +123,7 @@ def starts_in_world(
 ) -> BodyParameters:
     """Return starts (count * B, ...) in the world of the cameras, the best of all people first.
 
-    Args:
-        body: the layer.
-        seen: B people.
-        prior: joints that are not free are at its mean.
-        joints: the free ones; all if None. See `seen_joints`.
-        count: starts per person.
+    The ``joints`` are those that are free, all if None (see `seen_joints`); others are at the prior's mean.
     """
     trust = coarse_weights(seen.weights, noise_shares(body, seen.layout))
     found = start_from_keypoints(
@@ -198,16 +184,9 @@ def triangulate(
 ) -> tuple[Float[Tensor, "*batch K 3"], Float[Tensor, "*batch K"]]:
     """Return the points nearest to the rays of several cameras, and their confidence.
 
-    Minimizes the sum of squared distances from the rays, weighted by confidence.
-
-    Args:
-        keypoints: (*batch, V, K, 2) [pixels], finite.
-        weights: (*batch, V, K).
-        camera: batch (*batch, V).
-
-    Returns:
-        Points in the world [m], and the sums of their weights: 0 where fewer than two cameras see the point,
-        or the rays are parallel.
+    Minimizes the sum of squared distances from the rays, weighted by confidence. Points are in the world [m];
+    their confidence is the sum of their weights, 0 where fewer than two cameras see the point, or the rays
+    are parallel.
     """
     image = camera.undistort(keypoints)
     rays = torch.cat((image, torch.ones_like(image[..., :1])), -1)
@@ -233,11 +212,9 @@ def follow_frames(
 ) -> tuple[Int[Tensor, "C T"], Int[Tensor, "C T"]]:
     """Return for each frame the nearest visible frame, and which of its S candidates to start from.
 
-    Args:
-        costs: of the candidates.
-        joints: in standard deviations of a move from frame to frame; the candidates that move least between
-            frames are chosen. Without them, the candidate of lowest cost in each frame.
-        visible: frames that show enough points to be fitted alone.
+    Those are chosen that move least between frames, by the ``joints`` in standard deviations of a move from
+    frame to frame; without them, the candidate of lowest cost in each frame. Visible frames show enough
+    points to be fitted alone.
     """
     every = torch.arange(costs.shape[1], device=costs.device)
     frames, chosen = every.repeat(len(costs), 1), costs.argmin(-1)
@@ -258,10 +235,8 @@ def follow_frames(
 def best_path(costs: np.ndarray, joints: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Return which of S candidates per frame make up the cheapest sequence (Viterbi).
 
-    Args:
-        costs: (T, S).
-        joints: (T, S, J, 3), in standard deviations of a move from one frame number to the next.
-        times: (T) frame numbers.
+    Costs are (T, S), joints (T, S, J, 3) in standard deviations of a move from one frame number to the next,
+    and times the (T) frame numbers.
     """
     moves = joints[1:, None] - joints[:-1, :, None]  # (T - 1, from, to, J, 3)
     links = np.square(moves).sum((-2, -1)) / (2 * np.diff(times)[:, None, None])

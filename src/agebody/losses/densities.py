@@ -44,15 +44,9 @@ def fit_mixture(
 ) -> tuple[Float[np.ndarray, "K D"], Float[np.ndarray, "K D D"], Float[np.ndarray, " K"]]:
     """Fit means, covariances and weights of a mixture of normal distributions by expectation maximisation.
 
-    It starts from clusters (k-means++) and is deterministic.
-
-    Args:
-        samples: one per row, at least as many as components.
-        components: K.
-        regularization: d of `shrunk_covariance` for each component, towards the mean variance of all samples.
-        iterations: largest number of iterations.
-        tolerance: converged when the mean log-likelihood of a sample increases by less.
-        seed: of the initial clusters.
+    It starts from clusters (k-means++) and is deterministic; it ends when the mean log-likelihood of a sample
+    increases by less than the tolerance. The regularization is d of `shrunk_covariance` for each component,
+    towards the mean variance of all samples, of which there are at least as many as components.
     """
     from scipy.special import logsumexp  # here, as below, because it takes long to import
 

@@ -153,10 +153,6 @@ def closest_barycentric(
 
     Exact also for triangles without area. Values and derivatives are never NaN.
 
-    Args:
-        points: [m].
-        triangles: corners [m].
-
     Source: the regions of a triangle, as in Ericson, Real-Time Collision Detection (2005), 5.1.5.
     """
     inner = _inner_coordinates(points, triangles)

@@ -28,9 +28,6 @@ def triangles_meet(
     """Return whether two triangles intersect: an edge of one pierces the other.
 
     Triangles that only touch, or lie in one plane, do not intersect.
-
-    Args:
-        first, second: three corners each.
     """
     first = expect("first", first, 3, 3)
     second = expect("second", second, 3, 3)

@@ -80,14 +80,9 @@ def keypoint_distances(
 ) -> Float[Tensor, "P T"]:
     """Return distances of predictions' keypoints from people's; infinite without a visible keypoint.
 
-    NaN where a visible keypoint or its prediction is not finite.
-
-    Args:
-        pred: keypoints [pixels or m].
-        target: keypoints of the people.
-        weights: (T, K), confidences or a mask of the people's keypoints.
-        distance: "mean" is the weighted mean of the keypoints' distances; "spectral" the largest singular
-            value of the K x D matrix of differences, which the code of AGORA and Relative Human computes.
+    NaN where a visible keypoint or its prediction is not finite. Weights are confidences or a mask of the
+    people's keypoints. "mean" is the weighted mean of the keypoints' distances; "spectral" the largest
+    singular value of the K x D matrix of differences, which the code of AGORA and Relative Human computes.
     """
     pred, target = _expect_people(pred, target)
     expect_choice("distance", distance, ("mean", "spectral"))

@@ -84,18 +84,14 @@ class AttentionBlock(nn.Module):
 
 
 class TimeBands(nn.Module):
-    """Refine the features of a clip in a slow and a fast frequency band (arXiv 2510.18267).
+    """Refine the features of a clip of ``frames`` in a slow and a fast frequency band (arXiv 2510.18267).
 
     The low band of `haar_split` passes an attention block over the whole clip; the high band passes a
     convolution over three neighbours; the bands are joined again. Which wavelet, how many levels and what
     sizes the paper uses is not published: one level of Haar's is this implementation's choice.
 
-    Args:
-        width: channels.
-        frames: T.
-        heads: of the attention.
-        bands: without bands, attention and convolution process all frames, with the same parameters but for a
-            longer table of positions.
+    Without ``bands``, attention and convolution process all frames, with the same parameters but for a longer
+    table of positions.
     """
 
     def __init__(self, width: int, frames: int, *, heads: int = 4, bands: bool = True) -> None:

@@ -76,13 +76,10 @@ class ReadoutHead(nn.Module):
         return {name: start.expand(people, -1) for name, start in found.items() if start is not None}
 
     def expect_features(self, features: Tensor, like: Tensor, channels: int, *forms: str) -> Tensor:
-        """Check features, and return them in the type of the weights.
+        """Check features, and return them in the type of the weights, such as ``like``.
 
-        Args:
-            features: of images.
-            like: a weight.
-            channels: their number.
-            forms: the axes of each shape that the head takes, such as "B C h w".
+        The ``forms`` are the axes of each shape that the head takes, such as "B C h w", with so many
+        channels.
         """
         shape = expect_tensor("features", features).shape
         fits = [

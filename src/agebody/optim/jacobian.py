@@ -76,15 +76,12 @@ class _Derivatives(nn.Module):
 class KeypointJacobian(_Derivatives):
     """Keypoints of one layout on one body, with their derivatives by axis-angle pose, betas and age offset.
 
-    A rotation by w about the centre t_j of a joint moves the part of p below it by
-    ``dp = w x (p - t_j)``. For a fixed pose, points are affine in the coefficients of the identity, and their
-    derivatives by these are linear in the rotations: one product with a constant matrix. Pose blend shapes
-    change the moments, which adds ``sum_i R_i dm_i``. No mesh is computed.
+    A rotation by w about the centre t_j of a joint moves the part of p below it by ``dp = w x (p - t_j)``.
+    For a fixed pose, points are affine in the coefficients of the identity, and their derivatives by these
+    are linear in the rotations: one product with a constant matrix. Pose blend shapes change the moments,
+    which adds ``sum_i R_i dm_i``. No mesh is computed.
 
-    Args:
-        body: the layer, of which precision and device are fixed here. An `SMPLA` with a second, infant body
-            is refused.
-        layout: the points.
+    Precision and device of the layer are fixed here. An `SMPLA` with a second, infant body is refused.
 
     Raises:
         AssetError: the body lacks what the layout needs.

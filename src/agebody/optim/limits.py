@@ -18,10 +18,7 @@ from agebody.optim.state import Block, State
 class JointLimitPrior:
     """Angles beyond the joints' ranges of motion, ``½ Σ (excess / sd)²``; see `joint_limits_excess`.
 
-    Args:
-        body: the layer; joints without a known range are unlimited.
-        age_offset: (B,) ages whose ranges apply.
-        sd: angle that counts as a residual of 1 [rad].
+    Ranges are those of the ages; joints without a known range are unlimited. The sd is in radians.
     """
 
     def __init__(self, body: BodyModel, age_offset: Float[Tensor, " B"], sd: float = 0.1) -> None:

@@ -23,11 +23,8 @@ from agebody.parameters import GROUPS, BodyParameters, group_slices
 class FreeVariables:
     """The free variables of a stage: groups of a body's parameters, and all or some joints of the pose.
 
-    Args:
-        body: the layer.
-        groups: names out of ``GROUPS``; groups that the body lacks, such as the age offset of a body of one
-            age, are left out.
-        joints: names of joints whose rotations are free; all if None.
+    Of the ``groups``, out of ``GROUPS``, those that the body lacks are left out, such as the age offset of a
+    body of one age. ``joints`` are the names of those that are free; all if None.
     """
 
     def __init__(

@@ -272,14 +272,10 @@ class ShapePrior:
 
 
 class ParameterPrior:
-    """Parameters of one group about given values, ``½ Σ (difference / sd)²``.
+    """Parameters of one of ``GROUPS`` about given values, ``½ Σ (difference / sd)²``.
 
-    Rotations differ by the axis-angle vector of the rotation from one to the other.
-
-    Args:
-        group: one of ``GROUPS``.
-        value: (B, *entry) of that group, as in `BodyParameters`; NaN where a number is not known.
-        sd: standard deviations that broadcast to it.
+    Rotations differ by the axis-angle vector of the rotation from one to the other. Values (B, *entry), as in
+    `BodyParameters`, are NaN where a number is not known; standard deviations broadcast to them.
     """
 
     def __init__(self, group: str, value: Float[Tensor, "*batch"], sd: float | Tensor) -> None:

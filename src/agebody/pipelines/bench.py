@@ -251,14 +251,9 @@ def run_bench(
 ) -> Report:
     """Time forward, forward + backward and keypoints, compared with smplx if it is installed.
 
-    Args:
-        asset: a body with SMPL's joints; its age templates are left out, since smplx has none.
-        device: where to compute.
-        backend: backend of agebody's layer.
-        batches: numbers of bodies.
-        seconds: time for each subject at each size.
-        layout: layout of the keypoints; smplx is timed up to the mesh that they would be regressed from.
-        progress: called with what is being timed and the fraction done, 0 to 1.
+    Each subject is timed for some ``seconds`` at each batch. Age templates are left out, since smplx has
+    none; it is timed up to the mesh that keypoints would be regressed from. ``progress`` is called with what
+    is being timed, and the fraction done, 0 to 1.
     """
     device = torch.device(device)
     body = SMPL(asset, device=device, backend=backend)

@@ -71,14 +71,8 @@ class Matches(NamedTuple):
 class ScanTerms:
     """Builds the terms of F frames of scans.
 
-    Args:
-        body: the layer.
-        seen: the frames.
-        layout: of the landmarks.
-        pose_prior: of all joints of the body but the root.
-        sample: number of points of each scan, and of vertices, that the terms use.
-        exclude: pairs of faces that are no collision.
-        backend: of the searches.
+    They use ``sample`` points of each scan, and as many vertices. The pose prior is of all joints but the
+    root, and excluded pairs of faces are no collision.
     """
 
     def __init__(
@@ -196,13 +190,10 @@ class _SurfaceTerm:
         corners: Int[Tensor, "b S n"],
         shares: Float[Tensor, "b S n"] | None = None,
     ) -> Block:
-        """Return the block of points with given ``differences`` from their targets.
+        """Return the block of points with given ``differences`` from their targets, from target to point [m].
 
-        Args:
-            state: the bodies.
-            differences: from target to point [m].
-            weights: of the points, over their number; see `_mean_weights`.
-            corners, shares: the points, as in `SurfaceJacobian.rows`.
+        Weights are divided by the number of points, see `_mean_weights`; the points are sums of corners, as
+        in `SurfaceJacobian.rows`.
         """
         differences = apply_mask(differences, weights, 1)
         length = safe_norm(differences)
@@ -215,22 +206,13 @@ class _SurfaceTerm:
 
 
 class ScanToMesh(_SurfaceTerm):
-    """Distances of points of the scan from the visible surface (s2m).
-
-    Args:
-        surface: derivatives of the surface.
-        points: (b, S, 3) of the scan [m].
-        weights: (b, S).
-        matches: of the frames.
-        order: of the faces in matches.
-        backend: of the search.
-    """
+    """Distances of points of the scan from the visible surface (s2m); ``order`` is of the matches' faces."""
 
     def __init__(
         self,
         surface: SurfaceJacobian,
-        points: Tensor,
-        weights: Tensor,
+        points: Float[Tensor, "b S 3"],
+        weights: Float[Tensor, "b S"],
         matches: Matches,
         order: Int[Tensor, " T"],
         backend: BackendName,
@@ -253,23 +235,14 @@ class ScanToMesh(_SurfaceTerm):
 
 
 class MeshToScan(_SurfaceTerm):
-    """Distances of visible vertices from the nearest point of the scan (m2s).
-
-    Args:
-        surface: derivatives of the surface.
-        scan: (b, N, 3) [m].
-        scan_weights: (b, N); points of weight 0 are ignored.
-        vertices: (S,) that are used.
-        matches: of the frames.
-        backend: of the search.
-    """
+    """Distances of visible vertices, of those given, from the nearest point of the scan (m2s)."""
 
     def __init__(
         self,
         surface: SurfaceJacobian,
-        scan: Tensor,
-        scan_weights: Tensor,
-        vertices: Tensor,
+        scan: Float[Tensor, "b N 3"],
+        scan_weights: Float[Tensor, "b N"],
+        vertices: Int[Tensor, " S"],
         matches: Matches,
         backend: BackendName,
     ) -> None:
@@ -290,13 +263,7 @@ class MeshToScan(_SurfaceTerm):
 
 
 class PlaneContact(_SurfaceTerm):
-    """Heights of vertices above a plane, such as those of the back above the table (close).
-
-    Args:
-        surface: derivatives of the surface.
-        plane: the table.
-        vertices: (S,) that are used.
-    """
+    """Heights of vertices above a plane, such as those of the back above the table (close)."""
 
     robust_scale = 0.02
 
@@ -332,11 +299,7 @@ class Penetration(PlaneContact):
 class SelfIntersection:
     """Half of the self-intersection loss (collision), as one residual: the root of twice its cost.
 
-    Args:
-        surface: derivatives of the surface.
-        meets: (b,) frames in which a body intersects itself; the cost of the others is 0.
-        exclude: pairs of faces that are no collision.
-        backend: of the search.
+    It is 0 in frames in which no body ``meets`` itself.
     """
 
     def __init__(

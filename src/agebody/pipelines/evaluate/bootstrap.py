@@ -34,19 +34,10 @@ def ratio_intervals(
     resamples: int,
     seed: int,
 ) -> Float[np.ndarray, "2 S"]:
-    """Return percentile intervals of ratios of sums over clusters (Efron 1979).
+    """Return percentile intervals of ratios of sums over clusters (Efron 1979): lower and upper ends.
 
-    All means, shares and rates over a data set are such ratios.
-
-    Args:
-        numerators: contribution of each cluster to the numerator.
-        denominators: to the denominator.
-        resamples: number of resamples; 0 for no intervals.
-        seed: seed of the random draws.
-
-    Returns:
-        Lower and upper ends; NaN without resamples, and where fewer than two clusters contribute. Resamples
-        to which none contributes are ignored.
+    All means, shares and rates over a data set are such ratios. Ends are NaN without resamples, and where
+    fewer than two clusters contribute. Resamples to which none contributes are ignored.
     """
     ratios = [np.empty((0, numerators.shape[1]))]
     for counts in resample(len(numerators), resamples, seed):

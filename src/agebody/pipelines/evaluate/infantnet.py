@@ -40,15 +40,9 @@ def infantnet_table(
 ) -> Table:
     """Return MPJPE and PA-MPJPE, and, if both files have vertices, PVE and PA-PVE, by age class and for all.
 
-    Bodies are told apart by their ids, or by their rows where neither file has ids.
-
-    Args:
-        pred: predictions.
-        target: the truth.
-        layout: layout of the joints; by default that of a file, or the only layout with as many points.
-        root: names of the joints whose mean is the root, as of `agebody.metrics.mpjpe`; the layout's own by
-            default.
-        intervals: options of the bootstrap.
+    Bodies are told apart by their ids, or by their rows where neither file has ids. The layout is by default
+    that of a file, or the only layout with as many points; the root is as of `agebody.metrics.mpjpe`, by
+    default the layout's own.
     """
     for people in (pred, target):
         people.get("joints", "needed for MPJPE, and for the root of PVE")

@@ -108,13 +108,9 @@ def run_jobs(
     max_retries: int = ALL_CPUS.max_retries,
     idle: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[Any, Done | Failed], None, None]:
-    """Run jobs; yield each one with its final outcome as soon as it is known.
+    """Run jobs, which are hashable; yield each one with its final outcome as soon as it is known.
 
-    Args:
-        workers: from `start_workers`.
-        jobs: the jobs, hashable.
-        max_retries: see `Schedule`.
-        idle: called about once a second while no job ends.
+    ``idle`` is called about once a second while no job ends.
 
     Raises:
         OSError: the disk of the results is full or read-only.

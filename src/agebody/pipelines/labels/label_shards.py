@@ -115,12 +115,9 @@ def find_record(
 ) -> ShardRecord | None:
     """Return the record of a complete shard of labels; None if it must be made.
 
-    Args:
-        path: of the labels.
-        source: the shard of people.
-        settings: as `describe_settings` returns them.
-        verify: read both files to their ends, because the checksums of pages show later damage, and those of
-            people later changes. Else the footer of the labels and the size of the people count.
+    The ``settings`` are as `describe_settings` returns them. To ``verify`` reads both files to their ends,
+    because the checksums of pages show later damage, and those of people later changes. Else the footer of
+    the labels and the size of the people count.
 
     Raises:
         AnnotationError: the shard was made from another file, or with other settings.

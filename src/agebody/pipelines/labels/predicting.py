@@ -172,11 +172,8 @@ def predict_parameters(
 ) -> BodyParameters:
     """Return the bodies that a network predicts from crops, in the camera coordinates of their images.
 
-    Args:
-        network: in evaluation mode; a head with a condition of three numbers gets `box_condition`.
-        images: normalised crops.
-        box: corners of the squares whose middles the crops are [pixels].
-        camera: of the whole images.
+    The network is in evaluation mode; if its head has a condition of three numbers, it gets `box_condition`.
+    The images are the normalised middles of the boxes; the camera is that of the whole images.
     """
     condition = getattr(network.head, "condition", 0)
     if condition not in (0, 3):

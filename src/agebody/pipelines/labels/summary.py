@@ -24,13 +24,7 @@ _MEDIANS = {
 
 
 def summarize(labels: Labels, people: People | None = None, seconds: float | None = None) -> dict[str, Any]:
-    """Return counts and medians as JSON values.
-
-    Args:
-        labels: the people.
-        people: the people that were read; adds who was left out, and why.
-        seconds: duration of the fit.
-    """
+    """Return counts and medians of labels as JSON values, and, of ``people``, who was left out, and why."""
     kinds = labels.classes()
     found: dict[str, Any] = {
         "agebody": version("agebody"),

@@ -59,11 +59,7 @@ def training_arrays(
 ) -> dict[str, np.ndarray]:
     """Return the arrays that `save_training_npz` writes, one row per person.
 
-    Args:
-        body: the layer that the labels were made with.
-        labels: the people.
-        box_scale: factor by which boxes are enlarged.
-        true: hands and faces are labels even if no points show them, as for synthetic people.
+    If ``true``, hands and faces are labels even if no points show them, as for synthetic people.
     """
     box_scale = read_positive("box_scale", box_scale)
     if not has_training_joints(labels.joint_names):

@@ -34,15 +34,9 @@ def save_labels_html(
 ) -> list[str]:
     """Write a page of all people of labels, image by image; return why photographs could not be shown.
 
-    Lens distortion is left out: bodies are drawn as a camera without it sees them.
-
-    Args:
-        body: the layer that the labels were made with.
-        labels: the people.
-        path: the file.
-        images: the photographs' folder, or the video; without it the page shows no photograph.
-        overwrite: replace an existing file.
-        progress: called with "drawing", and the share that is done.
+    Lens distortion is left out: bodies are drawn as a camera without it sees them. ``images`` is the
+    photographs' folder, or the video; without it the page shows no photograph. ``progress`` is called with
+    "drawing", and the share that is done.
     """
     if not len(labels):
         raise AnnotationError("labels: expected at least one person")

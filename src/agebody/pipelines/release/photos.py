@@ -95,11 +95,8 @@ class Pixels(NamedTuple):
 def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) -> Pixels:
     """Read the first picture of an image file, upright by its EXIF orientation.
 
-    Pixels that are not fully opaque become black: their colours are not meant to be seen.
-
-    Args:
-        path: the file.
-        size: expected width and height, of the upright or of the stored picture.
+    Pixels that are not fully opaque become black: their colours are not meant to be seen. An expected size
+    may be that of the upright or of the stored picture.
 
     Raises:
         ReleaseError: the picture has another size.

@@ -40,18 +40,10 @@ def person_region(
     A fitted body covers neither hair nor clothes nor what a person holds, and a fit may be wrong. So a mesh
     adds to what is hidden, and never decides alone unless the rule is "mesh".
 
-    What is hidden can be seen, so the mesh is that of the body that is released, with its shape generalized,
-    and boxes are joined and rounded.
+    What is hidden can be seen, so the mesh, of which ``outline`` is the pixels, is that of the body that is
+    released, with its shape generalized, and boxes are joined and rounded.
 
-    Args:
-        person: the person to hide.
-        size: width and height of the photograph [pixels].
-        mesh_box: box around the mesh.
-        outline: where the mesh is.
-        rule: see `RegionRule`.
-        margin: share of its longer side by which a box grows on each side.
-        dilation: share of the longer side of the person's box, or of the mask's if larger, by which a mask
-            grows.
+    Margins are as in `write_release`; the dilation is a share of the mask's longer side if that is larger.
 
     Raises:
         ReleaseError: the place of the person is unknown, or outside the photograph.

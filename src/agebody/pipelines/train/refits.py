@@ -168,12 +168,7 @@ def _write(
 ) -> np.ndarray:
     """Write a shard with the better of its labels and the fits; return what `Refitted` counts.
 
-    Args:
-        path: the shard.
-        new: the file to write.
-        body: that of the fits.
-        fits: of the people of the shard; None if there are none.
-        rows: by the place of each image's list of people, and their numbers in it, the rows of the fits.
+    ``rows`` are those of the fits, by the place of each image's list of people, and their numbers in it.
     """
     counts = np.zeros(3, int)
     arrays = {} if fits is None else training_arrays(body, _with_few_betas(body, fits))
