@@ -143,6 +143,20 @@ def test_own_weights_in_wrappers(tmp_path, wrapper):
     assert_same_network(made.network, network("aionhmr"))
 
 
+def test_weights_of_wrapped_parts_in_a_file_of_deepspeed(tmp_path):
+    state = {}
+    for name, tensor in network("aionhmr").state_dict().items():
+        name = name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module.")
+        name = name.replace("head.", "_fsdp_wrapped_module.head._orig_mod.", 1)
+        state[f"_forward_module.{name}"] = tensor
+    state["n_averaged"] = torch.tensor(2)
+    made = load_checkpoint(
+        save({"module": state, "global_steps": 3}, tmp_path / "a.pt"), SMPLA(BODY, pose_format="matrix")
+    )
+    assert made.left_out == ("n_averaged", "global_steps")
+    assert_same_network(made.network, network("aionhmr"))
+
+
 def test_safetensors_and_16_bits(tmp_path):
     state = {name: tensor.half() for name, tensor in network("aionhmr").state_dict().items()}
     save_file(state, tmp_path / "a.safetensors")

@@ -88,13 +88,13 @@ class Parsed(NamedTuple):
     def tensors(self, *, size: int) -> tuple[Iterator[tuple[str, np.ndarray]], tuple[str, ...]]:
         """Return the named tensors of a checkpoint, read one by one, and the names of its other entries.
 
-        They are the dict itself, or its entry "state_dict", "model" or "model_state_dict".
+        They are the dict itself, or its entry "state_dict", "model", "model_state_dict", or "module" as in
+        files of DeepSpeed.
         """
         tables = [self.value]
         if isinstance(self.value, dict):
-            tables += [
-                self.value[key] for key in ("state_dict", "model", "model_state_dict") if key in self.value
-            ]
+            names = ("module", "state_dict", "model", "model_state_dict")
+            tables += [self.value[name] for name in names if name in self.value]
         for table in reversed(tables):
             if isinstance(table, dict) and any(_is_tensor(value) for value in table.values()):
                 break

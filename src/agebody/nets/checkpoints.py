@@ -61,7 +61,7 @@ def read_checkpoint(path: PathLike) -> dict[str, Tensor]:
 
     Args:
         path: a state dict, or a file of Lightning or a training script, which has it as "state_dict",
-            "model" or "model_state_dict".
+            "model", "model_state_dict" or "module".
 
     Raises:
         AssetError: the file is missing, damaged, hostile, or has no named tensors.
@@ -138,10 +138,13 @@ def _tensor(name: str, array: object) -> Tensor:
     return torch.from_numpy(array.copy())
 
 
-_WRAPPERS = re.compile(r"^((module|_orig_mod|model|network)\.)+")
-"""Prefixes that wrappers of networks add to names."""
+_WRAPPERS = re.compile(
+    r"^((module|_orig_mod|model|network|_forward_module)\.)+"
+    r"|\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\."
+)
+"""Prefixes that wrappers of networks, and of parts of them, add to names."""
 
-_LEFT_OUT = re.compile(r"(smplx?(_(layer|gt)\w*)?|cam_model|keypoint_head)\.|initialized$")
+_LEFT_OUT = re.compile(r"(smplx?(_(layer|gt)\w*)?|cam_model|keypoint_head)\.|(initialized|n_averaged)$")
 """Tensors beside a network's weights: bodies of its training, other networks."""
 
 _STRANGERS = (
