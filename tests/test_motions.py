@@ -68,6 +68,34 @@ def test_the_numbers_of_a_file_are_those_of_the_body(tmp_path, family):
     assert body(found).vertices.isfinite().all()
 
 
+def test_parts_named_as_in_smplx_are_the_pose_they_make(tmp_path):
+    """As the parameters of GVHMR's fits, which have no hands, or of SMPLer-X's."""
+    arrays = amass("smplx")
+    ends = (0, 3, 66, 69, 72, 75, 120, 165)
+    names = (
+        "global_orient",
+        "body_pose",
+        "jaw_pose",
+        "leye_pose",
+        "reye_pose",
+        "left_hand_pose",
+        "right_hand_pose",
+    )
+    parts = {n: arrays["poses"][:, a:b] for n, a, b in zip(names, ends, ends[1:], strict=False)}
+    np.savez(tmp_path / "a.npz", transl=arrays["trans"], betas=arrays["betas"], **parts)
+    clip, body = read_motion(tmp_path / "a.npz", BODIES["smplx"]), agebody.SMPLA(agebody.mannequin())
+    pose = torch.cat((clip.parameters.global_orient, clip.parameters.body_pose.flatten(1)), 1)
+    np.testing.assert_array_equal(pose, arrays["poses"])
+    np.testing.assert_array_equal(clip.parameters.betas[0], arrays["betas"])
+    assert (clip.up, clip.notes) == ("y", ())
+    np.savez(tmp_path / "b.npz", **{name: parts[name] for name in names[:2]}, betas=arrays["betas"])
+    clip = read_motion(tmp_path / "b.npz", body)
+    np.testing.assert_allclose(clip.parameters.body_pose[:, :21].flatten(1), parts["body_pose"], rtol=1e-6)
+    assert not clip.parameters.body_pose[:, 21:].any()
+    assert not clip.parameters.betas.any()
+    assert clip.notes == ("betas of SMPL-X, left out: mannequin has others",)
+
+
 def test_lists_of_one_gender_and_rate_are_read(tmp_path):
     np.savez(tmp_path / "a.npz", **amass("smplh") | {"gender": ["male"], "mocap_framerate": [25.0]})
     clip = read_motion(tmp_path / "a.npz", BODIES["smplh"])
@@ -244,8 +272,8 @@ def test_poses_may_have_an_axis_of_joints_or_not(tmp_path):
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[2], torch.from_numpy(pose))
     torch.testing.assert_close(found[2], found[3])
-    np.savez(tmp_path / "a.npz", body_pose=np.zeros((4, 63)))
-    with pytest.raises(AnnotationError, match="body_pose: expected the 51 joints of .*, got 21"):
+    np.savez(tmp_path / "a.npz", body_pose=np.zeros((4, 60)))
+    with pytest.raises(AnnotationError, match="body_pose: expected the 51 joints of .*, got 20"):
         read_motion(tmp_path / "a.npz", body)
 
 

@@ -27,6 +27,9 @@ _FAMILIES = {3 * len(JOINT_NAMES[name]): name for name in ("smpl", "smplh", "smp
 """The body by the number of angles in a frame: 72, 156, 165."""
 _PARTS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
 """The parts of SMPL-X's pose, in its order; the first two and the last of SMPL-H's."""
+_SMPLX = {"global_orient": 3, "body_pose": 63, "jaw_pose": 3, "leye_pose": 3, "reye_pose": 3}
+_SMPLX |= {"left_hand_pose": 45, "right_hand_pose": 45}
+"""The parts of SMPL-X's pose as the package smplx names them, in the order of the pose."""
 _RATES = ("mocap_framerate", "mocap_frame_rate", "fps")
 _FRAMES = ("global_orient", "body_pose", "betas", "age_offset", "transl")
 _ANY = Key(None, whole=True)
@@ -38,8 +41,8 @@ _KEYS = {
     **dict.fromkeys(("betas", "age_offset", *_RATES), _ANY),
     "gender": Key(None, "text", whole=True),
     "surface_model_type": Key(kind="name"),
+    **dict.fromkeys(_SMPLX, Key(None)),
     "global_orient": Key((3,)),
-    "body_pose": Key(None),
     "transl": Key((3,)),
 }
 _OTHERS = {
@@ -95,6 +98,7 @@ class RecordedMotion(NamedTuple):
     """Rotations of the family's joints, the root's first; None without a family."""
     arrays: dict[str, np.ndarray]
     frames: int
+    up: Axis
     unread: tuple[str, ...] = ()
     """Arrays of a file of frames of `BodyParameters` that are none of its fields."""
 
@@ -134,7 +138,7 @@ class RecordedMotion(NamedTuple):
             found,
             self.fps,
             gender if gender in GENDERS else "neutral",
-            "y" if self.family is None else "z",
+            self.up,
             tuple(notes),
         )
 
@@ -184,9 +188,10 @@ def read_motion(path: str | PathLike[str], body: BodyModel) -> MotionClip:
     """Read a motion as parameters of a body, with the numbers that the file has.
 
     Files are AMASS's, of SMPL-H (``poses`` of 156 angles), SMPL-X (165, or ``pose_body`` and so on) and SMPL
-    (72); and npz files with arrays named as the fields of `BodyParameters`, a row per frame, of which those
-    that are missing are zeros. Joints are found by their names, so that a body without fingers shows the rest
-    of a motion. Betas are used where the body is of the family of the file; DMPLs are not.
+    (72); and npz files with arrays named as the fields of `BodyParameters`, or as in the package smplx, a row
+    per frame, of which those that are missing are zeros. Joints are found by their names, so that a body
+    without fingers shows the rest of a motion. Betas are used where the body is of the family of the file;
+    DMPLs are not.
 
     Args:
         path: the file.
@@ -217,11 +222,16 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
             "",
         ),
     )
-    for name in {"poses", "body_pose"} & {*arrays}:  # of rows, or of rows and joints
+    for name in {"poses", *_SMPLX} & {*arrays}:  # of rows, or of rows and joints
         shape = arrays[name].shape
         if not (len(shape) == 2 and shape[1] % 3 == 0) and not (len(shape) == 3 and shape[2] == 3):
             fail(path, f"{name}: expected axis-angle vectors (frames, joints, 3), or flat, got shape {shape}")
         arrays[name] = arrays[name].reshape(shape[0], math.prod(shape[1:]))
+    up: Axis = "z" if {"poses", *_PARTS} & {*arrays} else "y"
+    if "body_pose" in arrays and arrays["body_pose"].shape[1] == _SMPLX["body_pose"]:
+        count = len(arrays["body_pose"])
+        parts = [arrays.pop(name, np.zeros((count, size))) for name, size in _SMPLX.items()]
+        arrays.setdefault("poses", np.concatenate(parts, 1))
     angles = [name for name in ("poses", *_PARTS) if name in arrays]
     rows = [name for name in arrays if name in _KEYS and _KEYS[name].by_row]
     betas = arrays.get("betas", np.zeros((0, 0)))
@@ -230,9 +240,10 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
         fail(path, f"the shape of a person without a motion, as AMASS's shape.npz and *_stagei.npz; {advice}")
     with ZipFile(path) as archive:
         stated = [name.removesuffix(".npy")[:40] for name in archive.namelist()]
-    unread = () if angles else tuple(name for name in stated if name not in _KEYS)
-    known = any(name in arrays for name in (("global_orient", "body_pose") if unread else _FRAMES))
-    if not angles and not known and (unread or not rows):
+    known = {*_KEYS} - {*[*_SMPLX][2:]}
+    unread = () if angles else tuple(name for name in stated if name not in known)
+    moves = any(name in arrays for name in (("global_orient", "body_pose") if unread else _FRAMES))
+    if not angles and not moves and (unread or not rows):
         expected = f"expected poses, as in AMASS, or arrays named {', '.join(_FRAMES)}"
         fail(path, f"not a motion; {expected}, got {shorten(stated)}")
     for name, array in arrays.items():
@@ -255,7 +266,7 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
                 path, f"{name}: expected the {entry} of all frames, or of each of {frames}, got {array.shape}"
             )
     family, pose = _read_pose(path, arrays)
-    return RecordedMotion(path, family, pose, arrays, frames, unread)
+    return RecordedMotion(path, family, pose, arrays, frames, up, unread)
 
 
 def _read_pose(
