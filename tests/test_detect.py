@@ -529,9 +529,33 @@ def test_a_detector_is_not_for_files_of_keypoints(tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
-def test_photographs_without_a_detector_need_rtmlib(tmp_path, photos, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "there", "problem"),
+    [
+        (
+            "fit",
+            False,
+            'rtmlib, which finds people in photographs, is missing; pip install "agebody[detect]"',
+        ),
+        ("predict", False, "net.ckpt: no such file"),
+        (
+            "predict",
+            True,
+            'rtmlib, which finds people in photographs, is missing; pip install "agebody[detect]"',
+        ),
+    ],
+)
+def test_missing_detectors_and_weights_end_a_command_before_a_body_is_built(
+    tmp_path, photos, monkeypatch, command, there, problem
+):
     monkeypatch.setitem(sys.modules, "rtmlib", None)
-    result = run("fit", photos[0], "-o", tmp_path / "out")
+    monkeypatch.setattr(
+        "agebody.pipelines.cli.options.load_body", lambda *_: pytest.fail("a body was loaded")
+    )
+    if there:
+        (tmp_path / "net.ckpt").write_text("")
+    weights = ("--checkpoint", tmp_path / "net.ckpt") if command == "predict" else ()
+    result = run(command, photos[0], *weights, "-o", tmp_path / "out")
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert 'rtmlib, which finds people in photographs, is missing; pip install "agebody[detect]"' in line
+    assert problem in line

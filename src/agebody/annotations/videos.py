@@ -29,7 +29,7 @@ USUAL_RATE = 30.0
 """Frames per second of a video that does not state it, and of a folder of frames."""
 
 
-def load_opencv(purpose: str, extra: str) -> Any:
+def load_opencv(purpose: str, package: str) -> Any:
     """Import ``cv2``."""
     os.environ.setdefault(
         "OPENCV_FFMPEG_LOGLEVEL", "-8"
@@ -38,7 +38,7 @@ def load_opencv(purpose: str, extra: str) -> Any:
         import cv2
     except ImportError as error:
         raise ImportError(
-            f'{purpose} needs OpenCV, which is not installed; pip install "agebody[{extra}]"'
+            f'{purpose} needs OpenCV, which is not installed; pip install "{package}"'
         ) from error
     return cv2
 
@@ -69,7 +69,7 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        cv2 = load_opencv("a video", "video")
+        cv2 = load_opencv("a video", "agebody[video]")
         with path.open("rb") as file:
             if not _BEGINNINGS.match(file.read(400)):
                 fail(path, "not a video that is read; expected MP4, MOV, AVI, MKV, WebM or MPEG")
@@ -95,7 +95,7 @@ class Video:
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        cv2 = load_opencv("a video", "video")
+        cv2 = load_opencv("a video", "agebody[video]")
         with _silent(cv2):
             capture = cv2.VideoCapture(_name(self.path), cv2.CAP_FFMPEG)
         try:
@@ -108,7 +108,7 @@ class Video:
 
 def camera_frames(number: int) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
     """Yield the number, from 0, and the RGB picture of each frame of a camera, until it is unplugged."""
-    cv2 = load_opencv("a camera", "video")
+    cv2 = load_opencv("a camera", "agebody[video]")
     with _silent(cv2):
         capture = cv2.VideoCapture(number)
     try:
@@ -128,7 +128,7 @@ def camera_frames(number: int) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]
 
 def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: float) -> int:
     """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number."""
-    cv2 = load_opencv("a video", "video")
+    cv2 = load_opencv("a video", "agebody[video]")
     writer, written = None, 0
     for picture in frames:
         if writer is None:

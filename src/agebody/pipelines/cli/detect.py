@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from agebody.annotations import People
     from agebody.annotations.calibration import Cameras
     from agebody.annotations.views import Views
+    from agebody.detect.detector import Detector
 
 DEFAULT = "rtmlib"
 """Detector of photographs if none is given."""
+
+Given = TypeVar("Given")
 
 
 @app.command()
@@ -51,7 +54,7 @@ def detect(
     say(f"wrote {output}")
 
 
-def choose_detector(path: Path, given: str | None) -> str | None:
+def choose_detector(path: Path, given: Given | None) -> Given | str | None:
     """Return the detector for a path, None if it holds keypoints.
 
     A folder that has files of keypoints and photographs is taken for the former, unless a detector is given.
@@ -70,7 +73,7 @@ def read_or_detect(
     bars: Progress,
     path: Path,
     *,
-    detector: str | None,
+    detector: str | Detector | None,
     layout: str | tuple[str, ...] | None,
     images: Path | None,
     size: str | None = None,
@@ -110,7 +113,7 @@ def read_or_detect_views(
     folder: Path,
     cameras: Cameras,
     *,
-    detector: str | None,
+    detector: str | Detector | None,
     layout: str | tuple[str, ...] | None,
     images: Path | None,
     size: str | None,
@@ -140,7 +143,7 @@ def read_or_detect_views(
     return join_views(found, cameras, gap=gap), videos
 
 
-def _detect(bars: Progress, path: Path, detector: str, layout: str | None, every: int) -> People:
+def _detect(bars: Progress, path: Path, detector: str | Detector, layout: str | None, every: int) -> People:
     from agebody.detect import detect_people, load_detector
     from agebody.pipelines.labels.quality import MIN_SIZE
 
@@ -149,9 +152,8 @@ def _detect(bars: Progress, path: Path, detector: str, layout: str | None, every
     def show(done: int, total: int) -> None:
         bars.update(task, total=total, completed=done)
 
-    found = detect_people(
-        load_detector(detector), path, layout=layout, exif=False, every=every, progress=show
-    )
+    finder = load_detector(detector) if isinstance(detector, str) else detector
+    found = detect_people(finder, path, layout=layout, exif=False, every=every, progress=show)
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(1, initial=0)
     small = int((sides < MIN_SIZE).sum())
     told = f"{small} people are smaller than {MIN_SIZE:g} pixels: too small to be sure of their keypoints"

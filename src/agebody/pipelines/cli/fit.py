@@ -100,6 +100,7 @@ def fit(
     from agebody.annotations.tracks import link_people
     from agebody.annotations.videos import frame_rate, is_video, load_opencv
     from agebody.assets.asset import SMPL_JOINT_NAMES
+    from agebody.detect import load_detector
     from agebody.detect.detector import DetectorError
     from agebody.nets import Lifter
     from agebody.pipelines.labels import fit_annotations, fit_folder
@@ -133,8 +134,9 @@ def fit(
     options.check_renderer(overlays, depth)
     with running(DetectorError) as bars:
         if video and overlays:
-            load_opencv("a video", "video")
+            load_opencv("a video", "agebody[video]")
         fit_folder.check_folder(output, overwrite=overwrite)
+        finder = None if detector is None else load_detector(detector)  # fails before the body is built
         asset = options.load_body(body, bars)
         sought = layout or (WHOLE_BODY if options.has_hands(asset) else None)
         videos: dict[str, Path] = {}
@@ -143,7 +145,7 @@ def fit(
                 bars,
                 keypoints,
                 read_cameras(cameras),
-                detector=detector,
+                detector=finder,
                 layout=sought,
                 images=images,
                 size=size,
@@ -155,7 +157,7 @@ def fit(
             found, images = read_or_detect(
                 bars,
                 keypoints,
-                detector=detector,
+                detector=finder,
                 layout=sought,
                 images=images,
                 size=size,

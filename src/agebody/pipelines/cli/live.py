@@ -127,7 +127,7 @@ def _open_window() -> Any:
     """Return OpenCV with an open window, or end the command if none can be."""
     from agebody.annotations.videos import load_opencv
 
-    cv2 = load_opencv("a window", "video")
+    cv2 = load_opencv("a window", "opencv-python")
     # OpenCV's libraries of windows end the process where there is no display.
     shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     try:
@@ -135,7 +135,7 @@ def _open_window() -> Any:
             fail("there is no display for a window; give -o FILE.mp4")
         cv2.namedWindow(TITLE)
     except cv2.error:
-        fail("this OpenCV has no windows; pip install opencv-python, or give -o FILE.mp4")
+        fail("this OpenCV has no windows; give -o FILE.mp4, or install opencv-python in its place")
     return cv2
 
 

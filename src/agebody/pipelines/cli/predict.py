@@ -59,6 +59,7 @@ def predict(
     Example: `agebody predict photos --checkpoint aionhmr.ckpt --body ages.safetensors -o labels`
     """
     from agebody.annotations.photographs import read_exif_focals
+    from agebody.detect import load_detector
     from agebody.detect.detector import DetectorError
     from agebody.nets import load_checkpoint
     from agebody.nets.checkpoints import WHERE
@@ -66,6 +67,8 @@ def predict(
 
     if checkpoint is None:
         fail(f"--checkpoint: give the file of a network's weights; agebody ships none. {WHERE}")
+    if not checkpoint.exists():
+        fail(f"{checkpoint}: no such file. {WHERE}")
     given: dict[str, Any] = options.read_lens(focal, fov)
     ages = options.read_ages(age_offset, age_class, years)
     stated = options.given_options(ages)
@@ -78,6 +81,7 @@ def predict(
     unusable: dict[str, str] = {}
     with running(DetectorError, ValueError) as bars:
         fit_folder.check_folder(output, overwrite=overwrite)
+        finder = None if detector is None else load_detector(detector)  # fails before the body is built
         asset = options.load_body(body, bars)
         layer = options.make_layer(asset, device=device, num_betas=num_betas)
         if shards and not fit_folder.has_training_joints(layer.asset.joint_names):
@@ -90,7 +94,7 @@ def predict(
         found, images = read_or_detect(
             bars,
             photographs,
-            detector=detector,
+            detector=finder,
             layout=layout,
             images=images,
             size=size,

@@ -52,7 +52,7 @@ def make_manifest(
         "torch": str(torch.__version__),
     }
     if options.background == "inpaint":  # asked of the module, since several distributions provide it
-        libraries["opencv"] = load_opencv("inpainting", "release").__version__
+        libraries["opencv"] = load_opencv("inpainting", "agebody[release]").__version__
     treatment: dict[str, Any] = {"background": options.background, "shape": options.shape}
     if options.background != "none":
         treatment |= {"region": options.region, "region_rule": f"{REGIONS[options.region]}. {ENLARGED}"}

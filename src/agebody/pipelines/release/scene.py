@@ -129,7 +129,7 @@ def inpaint(rgb: UInt8[np.ndarray, "H W 3"], region: Bool[np.ndarray, "H W"]) ->
 
     The region is blanked first, so no detail of the method can carry over a pixel of a person.
     """
-    cv2 = load_opencv("inpainting", "release")
+    cv2 = load_opencv("inpainting", "agebody[release]")
     blanked = blank(rgb, region)
     if not region.any() or region.all():
         return blanked

@@ -143,7 +143,7 @@ def write_release(
     if seed is not None:
         read_count("seed", seed)
     if background == "inpaint":
-        load_opencv("inpainting", "release")  # fail before anything is written
+        load_opencv("inpainting", "agebody[release]")  # fail before anything is written
     check_places(output, key, overwrite=read_flag("overwrite", overwrite))
     cluster = check_cluster(cluster)
     counts = Counts()
