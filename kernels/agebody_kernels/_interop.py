@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import warp as wp
@@ -20,6 +20,8 @@ BLOCK_DIM = 128
 
 _PATIENCE = 1.0
 """Seconds of loading kernels after which a message is printed."""
+
+Constants = TypeVar("Constants", bound=tuple[Any, ...])
 
 _SCALARS = {torch.float32: wp.float32, torch.float64: wp.float64}
 
@@ -243,3 +245,14 @@ def _announced(message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def moved(
+    constants: Constants, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Constants:
+    """Return a copy of a NamedTuple of constants on another device or in another floating type."""
+    parts = (
+        part.to(device, dtype if part.is_floating_point() else None) if isinstance(part, Tensor) else part
+        for part in constants
+    )
+    return type(constants)(*parts)

@@ -13,7 +13,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, launch
+from agebody_kernels._interop import KernelSet, Types, launch, moved
 from agebody_kernels._operator import Operator
 
 BODIES = wp.constant(4)
@@ -60,9 +60,7 @@ class AgeAnchors(NamedTuple):
         knots_, slots_ = torch.tensor(knots, dtype=torch.float64), torch.tensor(slots, dtype=torch.int32)
         return cls(knots_, slots_, num_infant_betas, threshold, transition)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AgeAnchors":
-        """Return a copy on another device or in another floating type."""
-        return self._replace(knots=self.knots.to(device, dtype), slots=self.slots.to(device))
+    to = moved
 
 
 def rest_shape(

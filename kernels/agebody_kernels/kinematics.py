@@ -12,7 +12,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
+from agebody_kernels._interop import KernelSet, Types, launch, moved, pack_entries
 from agebody_kernels._operator import Operator
 
 SMALL = 0.0625
@@ -65,9 +65,7 @@ class JointTree(NamedTuple):
             tensors.append(torch.tensor(starts, dtype=torch.int32))
         return cls(list(parents), *tensors)
 
-    def to(self, device: torch.device | str | None) -> "JointTree":
-        """Return a copy on another device."""
-        return JointTree(self.parents, *(t.to(device) for t in self[1:]))
+    to = moved
 
 
 def forward_kinematics(

@@ -9,7 +9,7 @@ import warp as wp
 from scipy import sparse
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
+from agebody_kernels._interop import KernelSet, Types, launch, moved, pack_entries
 from agebody_kernels._operator import Operator
 
 
@@ -48,11 +48,7 @@ class PointWeights(NamedTuple):
             ]
         return cls(*tensors)
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "PointWeights":
-        """Return a copy on another device or in another floating type."""
-        return PointWeights(*(t.to(device, dtype if t.is_floating_point() else None) for t in self))
+    to = moved
 
 
 def regress_points(vertices: Tensor, weights: PointWeights) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
+from agebody_kernels._interop import KernelSet, Types, launch, moved, pack_entries
 from agebody_kernels._operator import Operator
 
 BODIES = 4
@@ -71,11 +71,7 @@ class SkinningWeights(NamedTuple):
             _int32(np.array(owners)),
         )
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "SkinningWeights":
-        """Return a copy on another device or in another floating type."""
-        return SkinningWeights(*(t.to(device, dtype if t.is_floating_point() else None) for t in self))
+    to = moved
 
 
 def linear_blend_skinning(

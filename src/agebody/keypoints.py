@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import scipy
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, BodyAsset, Regressor
@@ -396,6 +396,12 @@ def contour_layout(asset: BodyAsset) -> KeypointLayout:
 def joint_layout(*names: str) -> KeypointLayout:
     """Return joints of a body as a layout, the same object for the same names."""
     return KeypointLayout("joints", names, _from("joints", names))
+
+
+def limbs(layout: KeypointLayout) -> Bool[np.ndarray, "2 K"]:
+    """Return which points are of arms, and which of legs, by their names."""
+    parts = ("shoulder", "elbow", "wrist", "hand"), ("hip", "knee", "ankle", "foot", "heel", "toe")
+    return np.array([[any(part in name for part in limb) for name in layout.names] for limb in parts])
 
 
 def get_layout(layout: str | KeypointLayout) -> KeypointLayout:

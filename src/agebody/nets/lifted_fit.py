@@ -18,13 +18,11 @@ from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.checks import Weights, expect, flatten, read_confidences
 from agebody.engine.trees import put_rows, take_rows, unflatten, without_gradients
 from agebody.fitting.frames import AIONHMR, fit_keypoints
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import KeypointLayout, get_layout, limbs
 from agebody.nets.lifter import Estimate, Lifter
 from agebody.optim.problem import Stage
 from agebody.optim.stages import Fit, fit_error
 
-ARMS = ("shoulder", "elbow", "wrist", "hand")
-LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
 EXCHANGED = 1 / 30
 """Share of people whose arms a detector exchanges, and of those whose legs: an exchange must reduce the cost,
 a negative log-probability, by more than the logarithm of these odds."""
@@ -147,8 +145,7 @@ def fit_lifted(
 def exchanges(layout: KeypointLayout, own: Int[Tensor, " K"]) -> Iterator[Int[Tensor, " K"]]:
     """Yield for the arms, then for the legs, the indices of points with left and right exchanged."""
     flip = own.new_tensor(layout.flip)
-    for parts in (ARMS, LEGS):
-        limb = own.new_tensor([any(part in name for part in parts) for name in layout.names]).bool()
+    for limb in torch.from_numpy(limbs(layout)).to(own.device):
         source = torch.where(limb, flip, own)
         if not torch.equal(source, own):
             yield source

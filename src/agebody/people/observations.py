@@ -16,7 +16,7 @@ from agebody.cameras.boxes import box_around
 from agebody.checks import expand_to, expect_numbers, read_share
 from agebody.engine.batched import building
 from agebody.files import read_flag
-from agebody.keypoints import KeypointLayout, get_layout, joint_layout
+from agebody.keypoints import KeypointLayout, get_layout, joint_layout, limbs
 from agebody.mesh.closest import visible_vertices
 from agebody.people.sampling import Draws, People
 
@@ -188,13 +188,8 @@ def _beside(pixels: Tensor, box: Tensor, draw: Draws) -> Float[Tensor, "N K 2"]:
 
 def _swap(layout: KeypointLayout, share: float, count: int, draw: Draws) -> Tensor:
     """Return the (N, K) point whose place each point reports."""
-
-    def named(*parts: str) -> Tensor:
-        return torch.tensor([any(part in name for part in parts) for name in layout.names])
-
     own, flip = torch.arange(len(layout)), torch.tensor(layout.flip)
-    legs = named("hip", "knee", "ankle", "foot", "heel", "toe")
-    arms = named("shoulder", "elbow", "wrist", "hand")
+    arms, legs = torch.from_numpy(limbs(layout))
     sets = torch.stack((legs, arms, torch.ones_like(legs)))
     which = sets[(draw.uniform(count, 0, 1) * 3).long()] & draw.chance(count, 1, share)
     return torch.where(which, flip, own)
