@@ -497,7 +497,7 @@ class TestFit:
 
         def spoilt(*given):
             found = start_from_images(*given[:3], given[-1])
-            return found._replace(transl=torch.ones(1, 3))
+            return found._replace(transl=torch.full((1, 3), 2.0))  # from where it does not come back
 
         best = cost()
         alone = [cost(start_from_images=spoilt), cost(start_from_landmarks=spoilt)]

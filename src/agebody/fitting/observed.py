@@ -20,7 +20,7 @@ from agebody.cameras import Camera
 from agebody.cameras.camera import NEAR
 from agebody.checks import apply_mask, expand_to, expect, expect_numbers, flatten, read_confidences
 from agebody.fitting.whole_body import coarse_weights, noise_shares
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import KeypointLayout, get_layout, mirror_order
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
 from agebody.losses.extremities import extremity_priors
 from agebody.losses.limits import ADULT_RANGES
@@ -29,6 +29,7 @@ from agebody.optim.state import keypoint_jacobian
 from agebody.optim.terms import PosePrior
 from agebody.parameters import BodyParameters
 from agebody.people.poses import POSES, pose
+from agebody.rotations import mirror
 
 NOISE_SHARE = 0.01
 """Standard deviation of a keypoint, as a fraction of the larger side of the box around a person's."""
@@ -218,6 +219,7 @@ def pose_prior_of(
         mean = None
         if set(POSES["standing"]) <= set(body.asset.joint_names):
             mean = torch.from_numpy(pose("standing", body.asset.joint_names)[1:])
+            mean = (mean + mirror(mean[list(mirror_order(names))])) / 2  # nobody's head is turned beforehand
         options: dict[str, Any] = {"dtype": body.dtype, "device": body.device}
         if limited:
             prior = joint_limits_prior(names, mean=mean, **options)

@@ -15,11 +15,11 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.fitting.observed import Observed
 from agebody.fitting.whole_body import coarse_weights, noise_shares, prior_alone
-from agebody.keypoints import KeypointLayout
+from agebody.keypoints import KeypointLayout, mirror_order
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.parameters import BodyParameters
 from agebody.people.poses import POSES, pose
-from agebody.rotations import from_matrix
+from agebody.rotations import from_matrix, mirror
 
 PROTOTYPES = ("standing", "walking", "cheering", "sitting", "crawling", "lying")
 """Candidate poses, without their global rotation."""
@@ -42,11 +42,15 @@ class Views(NamedTuple):
 
 
 def candidate_views(body: BodyModel, layout: KeypointLayout, age_offset: Float[Tensor, " B"]) -> Views:
-    """Return prototype poses of people of these ages, seen from eight sides, and from above and below."""
+    """Return prototype poses of people of these ages and their mirror images, seen from many sides.
+
+    These are eight sides, each from above and below.
+    """
     names = body.asset.joint_names
     kinds = [kind for kind in PROTOTYPES if set(POSES[kind]) <= set(names)]
     poses = [torch.from_numpy(pose(kind, names)[1:]).to(age_offset) for kind in kinds]
     poses = torch.stack(poses or [age_offset.new_zeros(len(names) - 1, 3)])
+    poses = torch.cat((poses, mirror(poses[:, list(mirror_order(names[1:]))])))
     turns = _viewing_rotations().to(age_offset)
     mean = BodyParameters.zeros(body, len(age_offset), 1)
     shaped = body.shape(mean._replace(age_offset=age_offset[:, None]))
