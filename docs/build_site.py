@@ -74,7 +74,7 @@ def llms_text(config: dict[str, Any], docs: Path) -> str:
     last = ""
     for section, title, file in entries(config["nav"]):
         if section != last:
-            lines += ["", f"## {section}", ""]
+            lines += ["", f"## {section or title}", ""]
         last = section
         about = summary((docs / file).read_text(encoding="utf-8"))
         address = urljoin(

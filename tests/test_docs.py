@@ -457,10 +457,11 @@ def test_text_for_language_models_follows_the_navigation(tmp_path):
     text = "---\nhide:\n  - toc\n---\n\n# T\n\n![p](p.png)\n\nWhat [it](x.md)\nis.\n"
     (tmp_path / "index.md").write_text(text)
     (tmp_path / "a.md").write_text("# A\n\n```python\nx\n```\n\n| a |\n| - |\n")
-    nav = [{"Home": "index.md"}, {"Guide": [{"Part": [{"First": "a.md"}]}]}]
+    nav = [{"Home": "index.md"}, {"Guide": [{"Part": [{"First": "a.md"}]}]}, {"Last": "a.md"}]
     config = {"site_name": "name", "site_description": "About.", "nav": nav}
     assert load_script(ROOT / "docs" / "build_site.py").llms_text(config, tmp_path) == (
         "# name\n\n> About.\n\n- [Home](./): What it is.\n\n## Guide / Part\n\n- [First](a/)\n"
+        "\n## Last\n\n- [Last](a/)\n"
     )
 
 
