@@ -103,6 +103,8 @@ def test_ages_are_held_bounded_and_optional(body, seen):
     newborn = fit_keypoints(*given, **seen_ones, years=0.0).parameters.age_offset
     expected = AgeCurve.from_asset(body.asset).years_to_offset(0.0)
     assert (newborn - expected).abs().max() <= 0.15 + 1e-6
+    both = fit_keypoints(*given, **seen_ones, years=0.0, age_class=kinds).parameters.age_offset
+    assert torch.equal(both, newborn)  # years count before the class
 
 
 def test_wrong_and_missing_points(body):

@@ -99,7 +99,8 @@ def fit_keypoints(
         age_offset: fixed value, a number or (*batch); NaN where it is not known.
         age_class: (*batch) index into ``AGE_CLASSES``, which bounds the age offset; -1 where it is not known.
         years: age, a number or (*batch); NaN where it is not known. The age offset is expected at the value
-            of the body's `AgeCurve`, with a standard deviation of 0.05, and within three of these.
+            of the body's `AgeCurve`, with a standard deviation of 0.05, and within three of these. It
+            counts before the class, and ``age_offset`` before both.
         age_prior: mean and standard deviation of the age offset of people whose age is not known, numbers or
             (*batch).
         depth: (*batch) z of the root joint in camera coordinates [m]; NaN where it is not known.
