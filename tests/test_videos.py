@@ -1,5 +1,6 @@
 """Videos: people keep their tracks and one shape; what cannot be read is one line, and nothing is left."""
 
+import re
 import sys
 import types
 import weakref
@@ -341,8 +342,13 @@ def test_a_video_is_fitted_as_it_comes(tmp_path, squares):
     path = save_video(tmp_path / "a.mp4", [[(90 + 6 * i, 120), (220, 120)] for i in range(4)])
     result = run("live", path, *squares, "-o", tmp_path / "drawn.mp4")
     assert result.exit_code == 0, result.output
-    assert "4 pictures" in result.stdout
-    assert "frames a second: detecting" in result.stdout
+    said = re.search(
+        r"4 pictures, ([\d.]+) frames a second: (detecting .*) \(means\)", " ".join(result.stdout.split())
+    )
+    assert said
+    assert "reading and writing" in said[2]
+    steps = sum(int(each) for each in re.findall(r"(\d+) ms", said[2]))
+    np.testing.assert_allclose(float(said[1]), 1e3 / steps, rtol=0.05, atol=0.05)
     assert Video(tmp_path / "drawn.mp4").count == 4
 
 

@@ -297,6 +297,8 @@ def _nearby_light(
     shape: tuple[int, int],
 ) -> Float[np.ndarray, "M 2"]:
     """Return the light of the most similar surface among the 3x3 pixels around each sample."""
+    if (light == 1).all():  # no light rays, or nothing shadowed: all surfaces are alike
+        return light[: len(rows)]
     height, width = shape
     best, cost = np.zeros(len(rows), int), np.full(len(rows), np.inf)
     for down, right in np.ndindex(3, 3):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from agebody.files import replacing
@@ -63,7 +63,7 @@ def live(
         options.refuse("-o", f"expected a name that ends in .mp4, got {output.name}")
     if not is_installed("embreex"):
         fail('drawing needs embreex; pip install "agebody[render]"')
-    times: dict[str, list[float]] = {"detecting": [], "fitting": [], "drawing": []}
+    marks: list[tuple[float, ...]] = []
     with running(DetectorError) as bars:
         if output is not None:
             options.check_output(output, (video,), overwrite)
@@ -79,19 +79,20 @@ def live(
         stream = Stream(layer, Lifter.load().to(layer.device), steps=steps, **given)
         frames = camera_frames(camera or 0) if source is None else source.frames()
         name = video or Path(f"camera {camera or 0}")
-        pictures = _draw(frames, name, finder, stream, times)
+        pictures = _draw(frames, name, finder, stream, marks)
         if output is not None:
             with replacing(output, overwrite=overwrite) as temporary:
                 write_video(temporary, pictures, USUAL_RATE if source is None else source.rate)
         else:
             _show(window, pictures)
-    count = len(times["drawing"])
-    if not count:
+        end = time.perf_counter()
+    if not marks:
         fail("ended before the first picture")
-    middle = {name: 1e3 * statistics.median(each) for name, each in times.items()}
-    rate = 1e3 / sum(middle.values())
-    said = ", ".join(f"{name} {each:.0f} ms" for name, each in middle.items())
-    say(f"{count} pictures, {rate:.1f} frames a second: {said} (medians)")
+    whole, spent = (end - marks[0][0]) / len(marks), np.diff(marks).mean(0)
+    names = "detecting", "fitting", "drawing", f"reading and {'showing' if output is None else 'writing'}"
+    parts = zip(names, (*spent, whole - spent.sum()), strict=True)
+    said = ", ".join(f"{name} {1e3 * each:.0f} ms" for name, each in parts)
+    say(f"{len(marks)} pictures, {1 / whole:.1f} frames a second: {said} (means)")
     if output is not None:
         say(f"wrote {output}")
     for line in options.one_age(layer):
@@ -99,27 +100,24 @@ def live(
 
 
 def _draw(
-    frames: Iterator[tuple[int, Any]], source: Path, finder: Any, stream: Any, times: dict[str, list[float]]
+    frames: Iterator[tuple[int, Any]], source: Path, finder: Any, stream: Any, marks: list[tuple[float, ...]]
 ) -> Iterator[Any]:
-    """Yield pictures with the people found in them, and measure the time; Ctrl-C ends them."""
+    """Yield pictures with the people found in them, and record when each step ends; Ctrl-C ends them."""
     from agebody.detect.photographs import detect_frame
     from agebody.pipelines.labels.overlays import IN_VIDEOS, draw_overlay
 
-    labels, marks = None, [0.0] * 4
     try:
         for number, image in frames:
-            marks[0] = time.perf_counter()
+            start = time.perf_counter()
             people = detect_frame(finder, image, source, number)
-            marks[1] = time.perf_counter()
+            detected = time.perf_counter()
             labels = stream(people)
-            marks[2] = time.perf_counter()
+            fitted = time.perf_counter()
             picture = draw_overlay(stream.body, labels, image, **IN_VIDEOS)
-            marks[3] = time.perf_counter()
-            for i, each in enumerate(times.values()):
-                each.append(marks[i + 1] - marks[i])
+            marks.append((start, detected, fitted, time.perf_counter()))
             yield picture
     except KeyboardInterrupt:
-        if not times["drawing"]:
+        if not marks:
             raise
 
 
