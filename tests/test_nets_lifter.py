@@ -65,6 +65,17 @@ def test_a_short_training_falls(body):
     )
     for name, part in first.items():
         assert torch.equal(part, second[name]), name
+    small = {"rounds": 1, "people": 128, "observed": 1, "size": 32, "say": False}
+    start, losses = net.state_dict(), []
+    for number, rate in ((3, 1e-4), (3, 1e-4), (4, 1e-4), (3, 1e-3)):  # of the same or other people
+        further = Lifter(width=64, blocks=1)
+        further.load_state_dict(start)
+        found, one = train_lifter.train({"mannequin": body}, first=number, start=further, rate=rate, **small)
+        assert found is further
+        losses.append(one[0])
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+    assert max(losses[0], losses[2]) < 0.8 * history[0]
     train_lifter.calibrate(net, {"mannequin": body}, 64)
     assert net.sd_factor.isfinite().all()
     assert not torch.equal(net.sd_factor, torch.ones_like(net.sd_factor))
