@@ -327,3 +327,21 @@ def test_wrong_counts_of_expressions_and_types_name_themselves(small, folder):
             ours.SMPLX(small["SMPLX"], num_expression_coeffs=count)
     with pytest.raises(ValueError, match="^model_type: expected one of smpl, .*, got 'none'$"):
         ours.create(str(folder), None)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["SMPLH", "SMPLX", "MANO"])
+def test_the_output_of_networks_under_autocast_is_taken(small, kind, dtype, changed):
+    model = getattr(ours, kind)(small[kind])
+    if changed:
+        model.v_template = model.v_template + 0.1
+    given = {name: value.detach().to(dtype) for name, value in parameters(model).items()}
+    expected = model(**{name: value.float() for name, value in given.items()})
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found = model(**given)
+            shaped = model.forward_shape(given["betas"]).vertices
+        torch.testing.assert_close(found.vertices, expected.vertices, rtol=0, atol=0)
+        torch.testing.assert_close(found.joints, expected.joints, rtol=0, atol=0)
+        torch.testing.assert_close(shaped, model.forward_shape(given["betas"].float()).vertices)

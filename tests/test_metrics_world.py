@@ -161,6 +161,17 @@ def test_alignment_per_frame_equals_pa_mpjpe():
     torch.testing.assert_close(wa_mpjpe(pred, target, segment=1), pa_mpjpe(pred, target))
 
 
+def test_a_root_that_does_not_move_has_an_infinite_error_and_no_gradient(unchecked):
+    pred, target = torch.randn(2, 5, 3, requires_grad=True), torch.randn(2, 5, 3)
+    target[0] = 0.0
+    errors = root_trajectory_error(pred, target, reduction="none")
+    assert errors[0].isposinf().all()
+    (gradient,) = torch.autograd.grad(errors[1].sum(), pred, retain_graph=True)
+    assert gradient[1].isfinite().all()
+    assert (gradient[0] == 0).all()
+    assert root_trajectory_error(target[:1], target[:1]).isposinf()
+
+
 def test_root_trajectory_error_equals_roma():
     pred, target = (x[:, 0] for x in motion(frames=30, seed=3))
     turn, shift = roma.rigid_points_registration(pred, target)

@@ -99,7 +99,8 @@ def root_trajectory_error(
     path = safe_norm(_without_gaps(target, weights).diff(dim=-2)).sum(-1, keepdim=True)
     if weights is not None:
         path = torch.where((weights != 0).any(-1, keepdim=True), path, 1)
-    return Errors(distances / path, weights)
+    still = path == 0  # the gradient of a division would be NaN
+    return Errors(torch.where(still, torch.inf, distances / torch.where(still, 1, path)), weights)
 
 
 @metric()

@@ -7,7 +7,7 @@ some smplx versions is accepted and ignored: results have the dtype of the argum
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import lru_cache, reduce, wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,7 +38,10 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _in_own_precision(function: _F) -> _F:
-    """Compute outside of autocast, like the layers: 16 bits put a body millimetres off."""
+    """Compute outside of autocast, like the layers: 16 bits put a body millimetres off.
+
+    Of different types, arguments of 16 bits, the output of networks under autocast, are cast to the widest.
+    """
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -47,8 +50,14 @@ def _in_own_precision(function: _F) -> _F:
         if first is None:
             kinds = ", ".join(type(x).__name__ for x in values) or "nothing"
             raise TypeError(f"{function.__name__}: expected arguments of torch.Tensor, got {kinds}")
+        types = [x.dtype for x in values if isinstance(x, Tensor) and x.is_floating_point()]
+        widest = reduce(torch.promote_types, types or [torch.float32])
+
+        def cast(x: Any) -> Any:
+            return x.to(widest) if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
+
         with own_precision(first.device):
-            return function(*args, **kwargs)
+            return function(*map(cast, args), **{name: cast(x) for name, x in kwargs.items()})
 
     return wrapped  # pyright: ignore[reportReturnType]
 

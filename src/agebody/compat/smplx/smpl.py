@@ -26,6 +26,7 @@ from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_templat
 from agebody.compat.smplx.utils import SMPLOutput, Tensor
 from agebody.compat.smplx.vertex_ids import short_name
 from agebody.compat.smplx.vertex_joint_selector import VertexJointSelector
+from agebody.engine.batched import own_precision
 from agebody.keypoints import KeypointLayout
 from agebody.rotations import PoseFormat
 
@@ -299,7 +300,8 @@ class SMPL(WatchedArrays):
         known = {name: self._given(name, value) for name, value in given.items() if name != "transl"}
         transl = getattr(self, "transl", None) if given["transl"] is None else given["transl"]
         pose_format = "axis_angle" if pose2rot else "matrix"
-        return self._posed(known | {"transl": transl}, return_verts, return_full_pose, pose_format)
+        with own_precision(self._layer.device):
+            return self._posed(known | {"transl": transl}, return_verts, return_full_pose, pose_format)
 
     def _coefficients(self, betas: Tensor) -> Tensor:
         # All of them count: more would be dropped, and the last one is the age offset of age="kid".
@@ -427,7 +429,8 @@ class SMPLLayer(SMPL):
         rotations = {"global_orient": 1, **self._poses}
         defaults |= {name: identity.repeat(1, count, 1, 1) for name, count in rotations.items()}
         known = {name: defaults[name] if value is None else value for name, value in given.items()}
-        return self._posed(known, return_verts, return_full_pose, "matrix")
+        with own_precision(self._layer.device):
+            return self._posed(known, return_verts, return_full_pose, "matrix")
 
 
 def _vertex_ids(asset: BodyAsset) -> dict[str, int] | None:
