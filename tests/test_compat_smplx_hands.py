@@ -345,3 +345,17 @@ def test_the_output_of_networks_under_autocast_is_taken(small, kind, dtype, chan
         torch.testing.assert_close(found.vertices, expected.vertices, rtol=0, atol=0)
         torch.testing.assert_close(found.joints, expected.joints, rtol=0, atol=0)
         torch.testing.assert_close(shaped, model.forward_shape(given["betas"].float()).vertices)
+
+
+@pytest.mark.parametrize("kind", ["SMPLH", "SMPLX", "MANO"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_model_that_was_never_called_compiles(small, kind, changed, unchecked):
+    torch._dynamo.reset()
+    model = getattr(ours, kind)(small[kind], **{"use_face_contour": True} if kind == "SMPLX" else {})
+    if changed:
+        model.v_template = model.v_template + 0.1
+    given = parameters(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    found = compiled(**given, return_verts=False).joints, compiled(**given).vertices
+    expected = model(**given)
+    torch.testing.assert_close(found, (expected.joints, expected.vertices), rtol=0, atol=4e-6)

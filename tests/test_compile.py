@@ -108,6 +108,21 @@ def test_compile_keypoints_and_shaped_bodies(plain_body):
     assert_same_bodies(posed, body(**given))
 
 
+def test_compile_before_the_tables_of_a_layout_are_built(mannequin_asset):
+    pose = 0.3 * torch.randn(2, 23, 3)
+
+    def points(body, pose):
+        output = body(body_pose=pose)
+        return body.keypoints("coco17", body_pose=pose), body.regress(
+            "h36m17", output.vertices, output.joints
+        )
+
+    torch._dynamo.reset()
+    found = torch.compile(points, backend="aot_eager")(agebody.SMPL(mannequin_asset), pose)
+    expected = points(agebody.SMPL(mannequin_asset), pose)
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-6)
+
+
 def test_compile_parameters(plain_body):
     torch._dynamo.reset()
     body, given = plain_body, arguments(3)

@@ -22,7 +22,7 @@ from agebody.assets.io import load_asset
 from agebody.checks import broadcast, flatten, read_count, read_rotations, read_tensor
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
-from agebody.engine.batched import building, own_precision, product
+from agebody.engine.batched import build, building, own_precision, product
 from agebody.engine.exact import read_device
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
@@ -384,7 +384,7 @@ class BodyModel(nn.Module):
 
     def _contour(self, skeleton: _Skeleton) -> Tensor:
         if self._contour_points is None:
-            self._contour_points = contour_layout(self.asset)
+            self._contour_points = build(contour_layout, self.asset)
         flat = skeleton._replace(batch=skeleton.translation.shape[:1])
         vertices = self._keypoints(flat, self._contour_points)
         table = self.for_layout(self._contour_points, ContourTable)
@@ -585,8 +585,7 @@ class BodyModel(nn.Module):
         key, points = f"{use} {id(layout)}", self.points
         # After unpickling or copying, the id in a key may belong to a different object.
         if key not in points or points[key].layout is not layout:
-            with building():
-                made = make(layout)
+            made = build(make, layout)
             kept = [(name, table) for name, table in points.items() if name != key]
             # A new dictionary, because other threads may be reading the old one.
             self.points = points = nn.ModuleDict(dict([*kept[1 - MOST_TABLES :], (key, made)]))

@@ -12,7 +12,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ except ImportError:
     disable_modes = contextlib.nullcontext
 
 Tensors = tuple[Tensor, ...]
+Built = TypeVar("Built")
 
 
 Array = Any
@@ -301,6 +302,17 @@ def building() -> Iterator[None]:
             yield
     finally:
         torch._C._set_tracing_state(tracing)  # pyright: ignore
+
+
+def build(make: Callable[..., Built], *given: Any) -> Built:
+    """Return ``make(*given)``, built as by `building`, and by Python alone where torch.compile compiles."""
+    run = torch.compiler.disable(_build) if torch.compiler.is_compiling() else _build
+    return run(make, *given)
+
+
+def _build(make: Callable[..., Built], *given: Any) -> Built:
+    with building():
+        return make(*given)
 
 
 def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.compat.smplx.utils import rot_mat_to_euler as rot_mat_to_euler
-from agebody.engine.batched import building, own_precision
+from agebody.engine.batched import build, own_precision
 from agebody.engine.deform import linear_blend_skinning, pose_feature, rest_surface
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.engine.points import contour_row
@@ -138,8 +138,7 @@ def tree_of(parents: Any, device: torch.device) -> KinematicTree:
 
 @lru_cache(maxsize=32)
 def _tree(parents: tuple[int, ...], device: torch.device) -> KinematicTree:
-    with building():
-        return KinematicTree(parents).to(device)
+    return build(lambda: KinematicTree(parents).to(device))
 
 
 @_in_own_precision
