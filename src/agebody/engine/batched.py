@@ -306,7 +306,7 @@ def building() -> Iterator[None]:
 
 def build(make: Callable[..., Built], *given: Any) -> Built:
     """Return ``make(*given)``, built as by `building`, and by Python alone where torch.compile compiles."""
-    run: Callable[..., Any] = torch.compiler.disable(_build) if torch.compiler.is_compiling() else _build
+    run: Any = torch.compiler.disable(_build) if torch.compiler.is_compiling() else _build
     return run(make, *given)
 
 
