@@ -51,10 +51,12 @@ def others_cores(seconds: float = 0.0) -> float | None:
 def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, Any]:
     """Return versions, machine and commit; the argument is the commit outside a repository."""
     found = commit or _output("git", "rev-parse", "HEAD")
+    # Results are rewritten by each script of one run, and change none of its figures.
+    changed = _output("git", "status", "--porcelain", "-uno", "--", ":/", ":!results")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": found,
-        "uncommitted_changes": None if commit else bool(_output("git", "status", "--porcelain", "-uno")),
+        "uncommitted_changes": None if commit else bool(changed),
         **_processor(),
         **(_gpu(device) if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
