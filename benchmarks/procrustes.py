@@ -21,7 +21,7 @@ NOISE = 0.05
 TOLERANCE = 1e-5
 """[m] Rounding of sums of 24 products in float32, for bodies of 2 m."""
 GRADIENT_TOLERANCE = 1e-4
-"""Relative to the largest entry."""
+"""Relative to the length of a person's gradient."""
 
 PerPerson = Callable[[Tensor, Tensor], Any]
 """(B, 24, 3) predicted and true joints [m] -> (B,) errors [m]."""
@@ -89,9 +89,11 @@ def check(metric: PerPerson, pred: Tensor, target: Tensor, truth: np.ndarray, sl
     error = float(np.abs(metric(pred, target).double().numpy(force=True) - truth).max())
     if not error <= TOLERANCE:
         raise ValueError(f"wrong answer: {error:.2g} m")
-    error = float((gradient(metric, pred, target).cpu() - slope).abs().max() / slope.abs().max())
+    # Of each person as a whole: rounding turns the gradient of a joint that is aligned almost exactly.
+    errors = (gradient(metric, pred, target).cpu() - slope).flatten(1).norm(dim=1)
+    error = float((errors / slope.flatten(1).norm(dim=1)).max())
     if not error <= GRADIENT_TOLERANCE:
-        raise ValueError(f"wrong gradient: {error:.2g} of the largest entry")
+        raise ValueError(f"wrong gradient: {error:.2g} of its length")
 
 
 def main() -> None:
