@@ -114,6 +114,17 @@ def constant(tensor: Tensor, like: Array) -> Array:
     return tensor.to(like.dtype) if tensor.is_floating_point() else tensor
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """Return the product a @ b of two matrices, also of NumPy arrays by torch.
+
+    NumPy's library has threads of its own. On a machine with few cores, each library then waits for threads
+    of the other, which spin for milliseconds after a call.
+    """
+    if isinstance(a, np.ndarray):
+        return torch.mm(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    return a @ b
+
+
 def _arrays(tensors: Tensors) -> tuple[np.ndarray, ...]:
     return tuple(t.numpy(force=True) for t in tensors)  # detached; forward mode has zeros without memory
 

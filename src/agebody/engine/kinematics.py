@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.engine.batched import Array, BatchedFunction, constant, empty
+from agebody.engine.batched import Array, BatchedFunction, constant, empty, matmul
 from agebody.engine.deform import pose_feature
 from agebody.rotations import RODRIGUES, PoseFormat, constants, to_matrix
 
@@ -169,7 +169,7 @@ def _gradient(
     d_local[1:] = world[constant(tree.above, world)[1:], :, :, :3].swapaxes(-1, -2) @ d_all[1:]
     d_offsets = d_local[..., 3]
     differences = constant(tree.differences, world)
-    d_rest = (differences.T @ d_offsets.reshape(len(d_offsets), -1)).reshape(d_offsets.shape)
+    d_rest = matmul(differences.T, d_offsets.reshape(len(d_offsets), -1)).reshape(d_offsets.shape)
     d_rest = d_rest - (world[..., :3].swapaxes(-1, -2) @ d_skinning[..., 3:])[..., 0]
     return tree.from_sorted(d_local[..., :3]), tree.from_sorted(d_rest)
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
-from agebody.engine.batched import Array, BatchedFunction, constant, empty, product
+from agebody.engine.batched import Array, BatchedFunction, constant, empty, matmul, product
 from agebody.engine.exact import register_constants
 from agebody.engine.kinematics import ancestors
 from agebody.keypoints import KeypointLayout
@@ -166,11 +166,11 @@ def _carried_value(
     moments, blend, masses, sums = regression.constants_like(coefficients)
     batch = coefficients.shape[0]
     joints, pairs = blend.shape
-    rest = (coefficients @ moments).reshape(batch, 1, 3, pairs)
+    rest = matmul(coefficients, moments).reshape(batch, 1, 3, pairs)
     rows = transforms.swapaxes(1, 2).swapaxes(2, 3).reshape(12 * batch, joints)
-    blended = (rows @ blend).reshape(batch, 3, 4, pairs)
+    blended = matmul(rows, blend).reshape(batch, 3, 4, pairs)
     moved = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] * masses
-    points = (moved.reshape(3 * batch, pairs) @ sums).reshape(batch, 3, sums.shape[1]).swapaxes(1, 2)
+    points = matmul(moved.reshape(3 * batch, pairs), sums).reshape(batch, 3, sums.shape[1]).swapaxes(1, 2)
     return (points,), (rest, blended) if keep else ()
 
 
@@ -186,15 +186,17 @@ def _carried_gradient(
     rest, blended = kept or _carried_value(regression, True, coefficients, transforms)[1]
     batch = coefficients.shape[0]
     joints, pairs = blend.shape
-    d_moved = (grads[0].swapaxes(1, 2).reshape(3 * batch, sums.shape[1]) @ sums.T).reshape(batch, 3, 1, pairs)
+    d_points = grads[0].swapaxes(1, 2).reshape(3 * batch, sums.shape[1])
+    d_moved = matmul(d_points, sums.T).reshape(batch, 3, 1, pairs)
     d_coefficients = d_transforms = None
     if wants[0]:
-        d_coefficients = (d_moved * blended[:, :, :3]).sum(1).reshape(batch, 3 * pairs) @ moments.T
+        d_rest = (d_moved * blended[:, :, :3]).sum(1).reshape(batch, 3 * pairs)
+        d_coefficients = matmul(d_rest, moments.T)
     if wants[1]:
         d_blended = empty(blended, *blended.shape)
         d_blended[:, :, :3] = d_moved * rest
         d_blended[:, :, 3] = d_moved[:, :, 0] * masses
-        d_rows = d_blended.reshape(12 * batch, pairs) @ blend.T
+        d_rows = matmul(d_blended.reshape(12 * batch, pairs), blend.T)
         d_transforms = d_rows.reshape(batch, 3, 4, joints).swapaxes(2, 3).swapaxes(1, 2)
     return d_coefficients, d_transforms
 
