@@ -41,8 +41,8 @@ VARIANTS: dict[str, tuple[int, dict[str, bool]]] = {
     "64 markers, parallel, bands": (64, {}),
     "64 markers, sequential, bands": (64, {"parallel": False}),
     "64 markers, parallel, no bands": (64, {"bands": False}),
-    "431 vertices, sequential, no bands (as PMCE)": (431, {"parallel": False, "bands": False}),
     "431 vertices, parallel, bands": (431, {}),
+    "431 vertices, parallel, no bands (as PMCE)": (431, {"bands": False}),
 }
 
 

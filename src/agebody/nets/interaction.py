@@ -41,8 +41,8 @@ class MeshPoseInteraction(nn.Module):
     The paper publishes the steps and that the tokens are few and updated in parallel, from the same inputs.
     The wavelet, all sizes, the lifter's blocks, the form of the interaction and virtual markers as its tokens
     are this implementation's choices. PMCE (You et al., ICCV 2023), from which the paper starts, is near to
-    ``markers`` of 431 vertices, ``parallel=False`` and ``bands=False``, except for its recurrent network over
-    the features and its learned upsampling.
+    ``markers`` of 431 vertices and ``bands=False``, except for its recurrent network over the features, its
+    tokens, which each block makes anew from coordinates, and its learned upsampling. It is parallel too.
 
     Args:
         body: the layer, whose rest pose determines the joint nearest to each marker.
