@@ -166,10 +166,48 @@ def test_safetensors_and_16_bits(tmp_path):
         assert torch.equal(tensor, state[name].float())
 
 
-def test_bfloat16_of_torch(tmp_path):
+@pytest.mark.parametrize("write", [torch.save, save_file])
+def test_bfloat16(tmp_path, write):
     state = {name: tensor.bfloat16() for name, tensor in network().state_dict().items()}
-    made = load_checkpoint(save(state, tmp_path / "a.pth"), SMPLA(BODY, pose_format="matrix"))
+    write(state, tmp_path / "a.pth")
+    made = load_checkpoint(tmp_path / "a.pth", SMPLA(BODY, pose_format="matrix"))
     assert all(torch.equal(t, state[n].float()) for n, t in made.network.state_dict().items())
+
+
+def under(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "left_out"),
+    [
+        (lambda own: {"net": own, "epoch": torch.tensor(3)}, ("epoch",)),
+        (lambda own: {"ema": own, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}}, ("optimizer",)),
+        (lambda own: {"model": own, "model_ema": own}, ("model_ema",)),
+        (lambda own: under("net.", own), ()),
+        (lambda own: {"state_dict": under("model.hmr.", own)}, ()),
+        (lambda own: under("net._orig_mod.", own) | {"loss.scale": torch.ones(1)}, ("loss.scale",)),
+        (lambda own: under("net.", own | {"smpl.v_template": torch.ones(3)}), ("net.smpl.v_template",)),
+        (lambda own: {"net": own, "ema": own}, "weights of several networks, net, ema; save those of one"),
+        (
+            lambda own: under("student.", own) | under("teacher.", own),
+            "weights of several networks, student, teacher; save those of one",
+        ),
+        (lambda own: own | under("ema_model.module.", own), r"unknown \(.*ema_model"),
+    ],
+)
+def test_weights_of_any_trainer(tmp_path, content, left_out):
+    path, body = (
+        save(content(network("aionhmr").state_dict()), tmp_path / "a.pth"),
+        SMPLA(BODY, pose_format="matrix"),
+    )
+    if isinstance(left_out, str):
+        with pytest.raises(AssetError, match=left_out):
+            load_checkpoint(path, body)
+    else:
+        made = load_checkpoint(path, body)
+        assert made.left_out == left_out
+        assert_same_network(made.network, network("aionhmr"))
 
 
 def test_custom_networks_load_their_weights(tmp_path):

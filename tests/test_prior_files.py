@@ -210,10 +210,12 @@ def own(kind="gaussian", version=1, names=("a",), key=HEADER_KEY, **arrays):
     return with_checksum(save({k: v for k, v in arrays.items() if v is not None}, {key: json.dumps(header)}))
 
 
-def half_precision():
-    """Change a file to bfloat16, which NumPy does not have; the header keeps its length."""
+def eight_bits():
+    """Change a file to numbers of 8 bits, which NumPy does not have."""
     content = own(mean=np.zeros(3, np.float32))
-    return content.replace(b'"F32","shape":[3]', b'"BF16","shape":[6]').replace(b"}}   ", b"}}  ")
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].replace(b'"F32","shape":[3]', b'"F8_E5M2","shape":[12]')
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 GAUSSIAN_ERRORS = {
@@ -238,7 +240,7 @@ GAUSSIAN_ERRORS = {
     "ours, one bit": (own(version=2)[:-1] + b"\x01", "its bytes do not give its checksum"),
     "ours, too large": (own(version=2, mean=np.full(3, 1e300)), r"mean: expected numbers up to 1e\+12"),
     "another safetensors": (own(key="agebody"), "something else than a pose prior"),
-    "ours, bfloat16": (half_precision(), "expected arrays of float32 or float64"),
+    "ours, 8 bits": (eight_bits(), "expected arrays of float32 or float64"),
     "ours, no factor": (own(factor=None), "factor is missing"),
     "ours, wrong shape": (own(factor=np.eye(4)), r"factor: expected shape \(3, any\)"),
     "ours, names": (own(names=[1]), "joint_names: expected a list of names"),

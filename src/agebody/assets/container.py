@@ -22,7 +22,15 @@ import scipy
 
 from agebody.assets.asset import AssetError
 from agebody.assets.own_files import OwnFile
-from agebody.assets.unpickle import DTYPE_CODE, Parsed, load_torch_stream, loads, parse, parse_torch_stream
+from agebody.assets.unpickle import (
+    DTYPE_CODE,
+    Parsed,
+    load_torch_stream,
+    loads,
+    parse,
+    parse_torch_stream,
+    widen_bfloat16,
+)
 
 Array: TypeAlias = Any
 """A NumPy array, a torch tensor or a SciPy sparse matrix."""
@@ -367,7 +375,7 @@ def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, 
                 raise AssetError("unpacks to many times its own size; it was not opened")
             yield _parse_torch_zip(stream, lenient=True).tensors(size=size)
         elif _safetensors_head(head[:9], size):
-            yield iter(_read_safetensors(data).items()), ()
+            yield _read_safetensors(data), ()
         elif _container(head) == "torch":
             yield parse_torch_stream(data, size, lenient=True).tensors(size=size)
         else:
@@ -376,14 +384,13 @@ def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, 
 
 _SAFETENSORS = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2",
-    "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8",
+    "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8", "BF16": "<u2",
 }  # fmt: skip
 
 
-def _read_safetensors(data: bytes | mmap.mmap) -> dict[str, Any]:
-    """Return the arrays of a safetensors file, which share the memory of its bytes."""
+def _read_safetensors(data: bytes | mmap.mmap) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of a safetensors file, which share the memory of its bytes; bfloat16 as float32."""
     start = 8 + int.from_bytes(data[:8], "little")
-    content: dict[str, Any] = {}
     for name, entry in _safetensors_header(data).items():
         match entry:
             case _ if name == "__metadata__":
@@ -394,15 +401,17 @@ def _read_safetensors(data: bytes | mmap.mmap) -> dict[str, Any]:
                 raise AssetError(f"{name}: damaged description; get or save the file again")
         code = _SAFETENSORS.get(dtype)
         if code is None:
-            content[name] = Unread(f"an array of {dtype}, which NumPy does not have")
+            yield name, Unread(f"an array of {dtype}, which NumPy does not have")
             continue
         if not all(type(n) is int and n >= 0 for n in shape) or not 0 <= begin <= end <= len(data) - start:
             raise AssetError(f"{name}: truncated or damaged; get or save the file again")
         if math.prod(shape) * np.dtype(code).itemsize != end - begin or len(shape) > 32:
             raise AssetError(f"{name}: {end - begin} bytes do not fill {shape} {dtype}; get the file again")
+        if dtype == "BF16":
+            yield name, widen_bfloat16(data[start + begin : start + end]).reshape(shape)
+            continue
         array = np.ndarray(shape, code, data, start + begin)
-        content[name] = array if array.flags.aligned else array.copy()
-    return content
+        yield name, array if array.flags.aligned else array.copy()
 
 
 def _safetensors_header(data: bytes | mmap.mmap) -> dict[str, Any]:
@@ -420,5 +429,5 @@ _READERS: dict[str, Callable[[bytes], Any]] = {
     "npz": _read_npz,
     "npy": _read_npy,
     "torch": _read_torch,
-    "safetensors": _read_safetensors,
+    "safetensors": lambda data: dict(_read_safetensors(data)),
 }

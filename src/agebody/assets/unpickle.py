@@ -88,22 +88,21 @@ class Parsed(NamedTuple):
     def tensors(self, *, size: int) -> tuple[Iterator[tuple[str, np.ndarray]], tuple[str, ...]]:
         """Return the named tensors of a checkpoint, read one by one, and the names of its other entries.
 
-        They are the dict itself, or its entry "state_dict", "model", "model_state_dict", or "module" as in
-        files of DeepSpeed.
+        They are the entry "model_state_dict", "model", "state_dict", or "module" as in files of DeepSpeed;
+        else the only entry that has tensors by name; else the dict itself.
         """
-        tables = [self.value]
-        if isinstance(self.value, dict):
-            names = ("module", "state_dict", "model", "model_state_dict")
-            tables += [self.value[name] for name in names if name in self.value]
-        for table in reversed(tables):
-            if isinstance(table, dict) and any(_is_tensor(value) for value in table.values()):
-                break
-        else:
+        whole = self.value if isinstance(self.value, dict) else {}
+        tables = {key: part for key, part in whole.items() if _has_tensors(part)}
+        usual = ("model_state_dict", "model", "state_dict", "module")
+        chosen = next((key for key in (*usual, *tables) if key in tables), None)
+        if chosen not in usual and len(tables) > 1:
+            listed = ", ".join(str(key)[:100] for key in [*tables][:8])
+            raise AssetError(f"holds the weights of several networks, {listed}; save those of one")
+        table = tables.get(chosen, whole)
+        if not _has_tensors(table):
             raise AssetError("holds no tensors by name; expected the weights of a network")
         others = [key for key, value in table.items() if not _is_tensor(value)]
-        others += (
-            [key for key in self.value if self.value[key] is not table] if table is not self.value else []
-        )
+        others += [key for key in whole if key != chosen and table is not whole]
         resolver = _Resolver(4 * size + 2**26, self.read_storage)
 
         def read() -> Iterator[tuple[str, np.ndarray]]:
@@ -119,10 +118,19 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Record) and value.kind == "tensor"
 
 
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and any(map(_is_tensor, value.values()))
+
+
 def parse(stream: Stream, *, lenient: bool = False) -> Parsed:
     """Read one pickle from a stream, up to its end."""
     machine = Machine(lenient=lenient)
     return Parsed(machine.run(stream), machine.storages)
+
+
+def widen_bfloat16(raw: Any) -> np.ndarray:
+    """Return the bytes of bfloat16 numbers as float32, which has their bits first."""
+    return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
 def _item_size(code: str) -> int:
@@ -278,7 +286,7 @@ class _Resolver:
         if code != "bf16":
             return np.frombuffer(raw, np.dtype(code).newbyteorder("<"))
         self.spend(2 * len(raw))
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        return widen_bfloat16(raw)
 
     def tensor(self, record: Record) -> np.ndarray:
         storage, offset, size, stride, *others = record.args

@@ -47,7 +47,7 @@ class Family(NamedTuple):
 
     name: str
     mark: re.Pattern[str]
-    """Matches the name of a tensor that only this kind has."""
+    """Matches the name of a tensor that only this kind has, behind the prefix of a trainer's network."""
     translate: Callable[[Weights], Weights]
     """Converts names and the order of 6D rotations to those of a `Regressor`."""
     build: Callable[[Weights, BodyModel], tuple[str, Regressor]]
@@ -61,7 +61,7 @@ def read_checkpoint(path: PathLike) -> dict[str, Tensor]:
 
     Args:
         path: a state dict, or a file of Lightning or a training script, which has it as "state_dict",
-            "model", "model_state_dict" or "module".
+            "model", "model_state_dict" or "module", or as its only entry of named tensors.
 
     Raises:
         AssetError: the file is missing, damaged, hostile, or has no named tensors.
@@ -97,10 +97,17 @@ def load_checkpoint(
     with naming(path):
         tensors, beside = _read(path)
         tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
-        left_out = [name for name in tensors if _LEFT_OUT.match(name)]
         judge = {name: tensor for name, tensor in tensors.items() if name.startswith("discriminator.")}
-        weights = {n: t for n, t in tensors.items() if n not in judge and n not in left_out}
-        family = next((f for f in FAMILIES if any(map(f.mark.match, weights))), None)
+        found = [(m[1], f) for f in FAMILIES for m in map(f.mark.match, tensors) if m]
+        prefix, family = min(found, key=lambda pair: len(pair[0]), default=("", None))
+        several = sorted({other.removesuffix(".")[:100] for other, _ in found})
+        if prefix and len(several) > 1:
+            raise AssetError(
+                f"holds the weights of several networks, {', '.join(several)}; save those of one"
+            )
+        weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        weights = {n: t for n, t in weights.items() if n not in judge and not _LEFT_OUT.match(n)}
+        left_out = [n for n in tensors if n not in judge and n.removeprefix(prefix) not in weights]
         if family is not None:
             weights = _translated(family, weights)
         if network is not None:
@@ -216,9 +223,6 @@ def _discriminator(tensors: Weights) -> PoseDiscriminator:
     return judge
 
 
-_DECODER = re.compile(r"(smpl_head|smplx_head|head)\.transformer\.to_token_embedding\.weight$")
-
-
 def _translate_decoder(weights: Weights) -> Weights:
     """Rename the head; the order of numbers of HMR2 and its relatives is the same.
 
@@ -331,17 +335,26 @@ def _of_your_own(backbone: str, head: str) -> Callable[[Weights, BodyModel], tup
     return build
 
 
+def _mark(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"((?:\w+\.)*?){pattern}")
+
+
 _SPIN = "IterativeHead(nets.start_readouts(24, 10))"
 _PARE = 'PartAttentionHead({"pose": 144, "betas": 10, "camera": 3})'
 
 FAMILIES = (
-    Family("HMR2, AionHMR, CameraHMR", _DECODER, _translate_decoder, _build_decoder),
+    Family(
+        "HMR2, AionHMR, CameraHMR",
+        _mark(r"(smpl_head|smplx_head|head)\.transformer\.to_token_embedding\.weight$"),
+        _translate_decoder,
+        _build_decoder,
+    ),
     Family(
         "PARE",
-        re.compile(r"head\.pose_mlp\."),
+        _mark(r"head\.pose_mlp\."),
         translate_pare,
         _of_your_own("your HRNet", _PARE),
         re.compile(r"head\.(init_\w+|temperature)$"),
     ),
-    Family("SPIN", re.compile(r"(head\.)?init_pose$"), translate_spin, _of_your_own("your ResNet-50", _SPIN)),
+    Family("SPIN", _mark(r"(head\.)?init_pose$"), translate_spin, _of_your_own("your ResNet-50", _SPIN)),
 )
