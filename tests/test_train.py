@@ -522,7 +522,7 @@ def test_bfloat16_learns_and_float16_wants_a_gpu(body, shards, tmp_path):
         run(body, data, tmp_path / "half", 3, precision="float16")
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(body, shards, tmp_path):
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(body, shards, tmp_path, adversary):
     data = TrainingData(shards, size=(48, 64))
     net = network(body)
     before = {name: value.clone() for name, value in net.named_parameters()}
@@ -534,6 +534,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(body, shards,
         run(body, data, tmp_path, 2, net=net)
     assert same(before, dict(net.named_parameters()))
     assert not (tmp_path / "checkpoint.pt").exists()
+    net, real = network(body), RealBodies(adversary.body_pose / 0, adversary.betas)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    with pytest.raises(TrainingError, match="step 1: not finite: discriminator; no weight was changed"):
+        run(body, data, tmp_path, 2, real, net=net)
+    assert same(before, dict(net.named_parameters()))
 
 
 def test_other_settings_are_not_resumed(body, shards, tmp_path):

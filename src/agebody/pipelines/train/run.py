@@ -249,7 +249,10 @@ class _Loop:
         if self.adversary is not None:
             predicted["scores"] = self.adversary.scores(predicted)
         report = self.objective(predicted, batch.target)
-        self._check({**report.terms, "total": report.total}, batch)
+        values = {**report.terms, "total": report.total}
+        if self.adversary is not None:
+            values["discriminator"] = self.adversary.loss(predicted)
+        self._check(values, batch)
         self.scaler.scale(report.total).backward()
         self._share_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
@@ -259,14 +262,10 @@ class _Loop:
             self._check({"gradient": norm}, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        values = {**report.terms, "total": report.total}
         if self.adversary is not None:
-            loss = self.adversary.loss(predicted)
-            self._check({"discriminator": loss}, batch)
-            loss.backward()
+            values["discriminator"].backward()
             self._share_gradients([*self.adversary.discriminator.parameters()])
             self.discriminator_optimizer.step()
-            values["discriminator"] = loss
         if self.average is not None:
             self._mean(s.ema or 0.0)
         return {name: value.detach() for name, value in values.items()}, norm
