@@ -521,6 +521,11 @@ class TestInput:
         with pytest.raises(ValueError, match="age_offset: SMPL has one age"):
             SMPL(asset)(age_offset=torch.zeros(1))
 
+    @pytest.mark.parametrize("value", [True, np.bool_(True), np.array("1"), "1", [1.0]])
+    def test_an_age_that_is_no_number(self, bodies, value):
+        with pytest.raises(TypeError, match=r"age_offset: expected a torch\.Tensor, got"):
+            SMPLA(bodies[0])(age_offset=value)
+
 
 class TestInfants:
     def test_hard_switch(self, bodies):

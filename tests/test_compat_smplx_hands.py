@@ -219,6 +219,7 @@ def test_hands_that_are_changed_count(folder):
     model.shapedirs[:, 0, :] *= -1  # as public code mends the left hand
     assert (model(betas=torch.ones(1, 10)).vertices - before).abs().max() > 0.01
     assert not model.is_rhand
+    assert model.gender == "neutral"
     assert ours.create(str(folder / "mano" / "MANO_RIGHT.pkl")).is_rhand
 
 

@@ -362,7 +362,9 @@ def read_tensor(name: str, value: Any, entry: tuple[int, ...], like: Tensor) -> 
     if entry == () and getattr(value, "shape", ()) == ():
         if isinstance(value, Tensor):
             value = value.to(like.dtype)
-        elif isinstance(value, (int, float, np.generic, np.ndarray)):
+        elif not isinstance(value, bool) and (
+            isinstance(value, (int, float)) or getattr(value, "dtype", np.dtype("V")).kind in "iuf"
+        ):
             value = torch.full((), float(value), dtype=like.dtype, device=like.device)
     value = _expect_like(name, value, like)
     if not _ends_with(value.shape, entry):

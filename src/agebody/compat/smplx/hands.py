@@ -297,9 +297,11 @@ class MANO(SMPLH):
             is_rhand = "RIGHT" in os.path.basename(os.fspath(model_path))
         self.is_rhand = is_rhand
         kwargs["use_pca"] = kwargs.get("use_pca", True) and kwargs.get("num_pca_comps", 6) != 45
-        kwargs["gender"] = "right" if self.is_rhand else "left"
+        gender = kwargs.get("gender", "neutral")
+        kwargs["gender"] = "right" if self.is_rhand else "left"  # the file to take from a folder
         kwargs |= {"create_left_hand_pose": False, "create_right_hand_pose": False}
         super().__init__(model_path, **kwargs)
+        self.gender = gender
         self._make_parameter(
             "hand_pose", create_hand_pose, hand_pose, self.num_pca_comps if self.use_pca else 45
         )
