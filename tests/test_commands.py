@@ -18,7 +18,7 @@ from agebody.annotations.videos import write_video
 from agebody.assets.io import save_asset
 from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.cli import app
-from agebody.pipelines.cli.app import running
+from agebody.pipelines.cli.app import amount, running
 
 COMMANDS = {
     "demo": ["--body", "{body}", "-o", "{output}"],
@@ -333,3 +333,25 @@ def test_closed_or_full_output_gives_one_line(good):
     assert result.stderr.splitlines() == ["error: no space left on device"]
     closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "", *command], stderr=subprocess.PIPE, check=False)
     assert (closed.returncode, closed.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["inspect", "--help"], ["inspect", "mannequin"]], ids=" ".join
+)
+def test_a_reader_that_ends_early_is_no_error(arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    result = subprocess.run(
+        [sys.executable, "-m", "agebody", *arguments], stdout=writes, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writes)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_amounts_are_in_the_right_number():
+    found = [amount(count, noun) for noun in ("images", "people", "bodies") for count in (0, 1, 2)]
+    assert found == [
+        *("0 images", "1 image", "2 images"),
+        *("0 people", "1 person", "2 people"),
+        *("0 bodies", "1 body", "2 bodies"),
+    ]

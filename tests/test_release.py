@@ -1411,7 +1411,7 @@ def test_command_releases_fitted_labels(tmp_path, labels, images):
     key = tmp_path / "key.json"
     result = run(*command, "--unfitted", "drop", "--key", key, "--seed", 1)
     assert result.exit_code == 0, result.output
-    assert "1 pictures, 2 bodies" in result.stdout
+    assert "1 picture, 2 bodies" in result.stdout
     assert "photographs left out unfitted: 1" in result.stdout
     assert "only the people of the labels are hidden" in result.stderr
     assert json.loads(key.read_text()) == {"000001": str(images / "v/a.png")}

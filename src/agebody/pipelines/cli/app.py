@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import re
 import signal
@@ -38,6 +39,19 @@ _INTERRUPTED = 130
 """Exit code of commands that Ctrl-C ended."""
 
 
+class _Output(io.FileIO):
+    """Standard output whose reader may end early, as head does: the command finishes its work."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what is still buffered raises no more
+            if not isinstance(error, BrokenPipeError):
+                raise
+            return super().write(data)
+
+
 class _Commands(TyperGroup):
     """Commands whose errors are one line each, and which signals end as Ctrl-C does: they clean up."""
 
@@ -55,6 +69,12 @@ class _Commands(TyperGroup):
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:  # closed by who started the program, as by `>&-`
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if sys.stdout is sys.__stdout__:
+            sys.stdout = io.TextIOWrapper(
+                io.BufferedWriter(_Output(sys.stdout.fileno(), "w", closefd=False)),
+                encoding=sys.stdout.encoding,
+                line_buffering=sys.stdout.isatty(),
+            )
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # names of files may have characters that a terminal lacks
                 stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
@@ -70,9 +90,6 @@ class _Commands(TyperGroup):
                 code = _INTERRUPTED
             except MemoryError:
                 code = _print_error("not enough memory")
-            except BrokenPipeError:  # what reads the output has ended
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                code = 1
             except OSError as error:
                 code = _print_error(describe(error))
         if code == _INTERRUPTED:
@@ -241,6 +258,12 @@ def fail(message: str) -> NoReturn:
 def note(message: str) -> None:
     """Print a line on standard error."""
     print(f"note: {plain(message)}", file=sys.stderr)
+
+
+def amount(number: int, noun: str) -> str:
+    """Return a number of things, such as "2 images", "1 image" or "1 person"."""
+    one = {"people": "person", "bodies": "body"}.get(noun, noun[:-1])
+    return f"{number} {one if number == 1 else noun}"
 
 
 def say(message: str) -> None:

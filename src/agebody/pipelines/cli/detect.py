@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, say
+from agebody.pipelines.cli.app import amount, app, fail, note, running, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -50,7 +50,7 @@ def detect(
         note(line)
     for why, count in found.left_out:
         note(f"left out: {why} {count}")
-    say(f"{len(found)} people in {len(set(found.image.tolist()))} of {len(found.images)} images")
+    say(f"{amount(len(found), 'people')} in {len(set(found.image.tolist()))} of {len(found.images)} images")
     say(f"wrote {output}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
+from agebody.pipelines.cli.app import amount, app, fail, note, running, say, show_count
 from agebody.pipelines.outputs import make_output
 from agebody.stores import to_path
 
@@ -58,7 +58,7 @@ def shard(
             paths = write_shards(
                 found, output, prefix=name, people_per_shard=people_per_shard, overwrite=overwrite
             )
-            written.append(f"{path}: {len(found)} people in {len(paths)} shards")
+            written.append(f"{path}: {amount(len(found), 'people')} in {amount(len(paths), 'shards')}")
             left_out = ", ".join(f"{why} {count}" for why, count in found.left_out)
             notes += [f"{path}: left out: {left_out}"] if left_out else []
             notes += [f"{path}: {line}" for line in found.notes]
@@ -197,10 +197,8 @@ def fit_shards(
         f"{report.people_kept} of {report.people_done} people kept"
     )
     if report.people_fitted:
-        print(
-            f"{report.people_fitted} people in {report.seconds:.1f} s by {len(report.workers)} workers: "
-            f"{report.people_per_second:.1f} per second"
-        )
+        people, workers = amount(report.people_fitted, "people"), amount(len(report.workers), "workers")
+        print(f"{people} in {report.seconds:.1f} s by {workers}: {report.people_per_second:.1f} per second")
     say(f"wrote {folder / report_name(index, count)}")
 
 

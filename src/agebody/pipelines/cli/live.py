@@ -14,7 +14,7 @@ import typer
 
 from agebody.files import replacing
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, say
+from agebody.pipelines.cli.app import amount, app, fail, note, running, say
 from agebody.pipelines.cli.detect import DEFAULT
 
 TITLE = "agebody: q ends"
@@ -92,7 +92,7 @@ def live(
     names = "detecting", "fitting", "drawing", f"reading and {'showing' if output is None else 'writing'}"
     parts = zip(names, (*spent, whole - spent.sum()), strict=True)
     said = ", ".join(f"{name} {1e3 * each:.0f} ms" for name, each in parts)
-    say(f"{len(marks)} pictures, {1 / whole:.1f} frames a second: {said} (means)")
+    say(f"{amount(len(marks), 'pictures')}, {1 / whole:.1f} frames a second: {said} (means)")
     if output is not None:
         say(f"wrote {output}")
     for line in options.one_age(layer):

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, say
+from agebody.pipelines.cli.app import amount, app, fail, note, running, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,8 +208,8 @@ def _read_map(
 def _describe(fit: Fit, layer: BodyModel) -> tuple[str, list[str]]:
     """Return a line on what was fitted, and notes."""
     error, count = 1e3 * fit.error, len(fit.error)
-    who = "1 person" if count == 1 else f"{count} people"
-    text = f"{who}, vertices {error.median():.1f} mm from those given, {error.max():.1f} mm at most"
+    text = amount(count, "people")
+    text += f", vertices {error.median():.1f} mm from those given, {error.max():.1f} mm at most"
     if layer.age_anchors:
         text += f", age offset {fit.parameters.age_offset.median():.2f}"
     text += " (median)" if count > 1 else ""

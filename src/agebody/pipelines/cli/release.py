@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, note, running, say, show_stages
+from agebody.pipelines.cli.app import amount, app, note, running, say, show_stages
 
 
 @app.command()
@@ -129,9 +129,10 @@ def release(
             progress=show_stages(bars, "reading"),
         )
     counts = made.manifest["counts"]
-    say(f"wrote {output}: {counts['pictures']} pictures, {counts['bodies']} bodies, {counts['clips']} clips")
+    shown = ("pictures", "bodies", "clips")
+    say(f"wrote {output}: {', '.join(amount(counts[name], name) for name in shown)}")
     for name, number in counts.items():
-        if name not in ("pictures", "bodies", "clips") and number:
+        if name not in shown and number:
             say(f"{name.replace('_', ' ')}: {number}")
     if background != "none":
         people = "the labels" if hide is None else "the labels and of --hide"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, running, say, show_count
+from agebody.pipelines.cli.app import amount, app, running, say, show_count
 
 
 def _read_range(text: str) -> tuple[float, float]:
@@ -127,4 +127,4 @@ def synthesize(
             overwrite=overwrite,
             progress=show_count(bars, "drawing", count),
         )
-    say(f"wrote {count} images in {len(paths)} shards to {output}")
+    say(f"wrote {amount(count, 'images')} in {amount(len(paths), 'shards')} to {output}")

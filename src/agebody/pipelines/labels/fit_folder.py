@@ -135,7 +135,7 @@ def write_folder(
             files += [f"shards/{path.name}" for path in paths]
         if video_rate is None and overlays and isinstance(images, Path):
             count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
-            files += [f"overlays/ ({count} images)"] if count else []
+            files += [f"overlays/ ({count} image{'s'[: count - 1]})"] if count else []
         if video_rate is not None and images is not None:
             if isinstance(images, Path):
                 views = [(VIDEO, "", images)]
