@@ -666,11 +666,14 @@ def test_files_without_people(folder):
     [
         (b"", "an empty one"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html>", "a web page or XML"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
         (gzip.compress(b"[]", mtime=0), "a packed one; unpack it first"),
         (lzma.compress(b"[]"), "a packed one; unpack it first"),
         (pickle.dumps({"poses2d": 1}), "one of arrays, as npz or pickle"),
         (b"\x89HDF\r\n\x1a\n" + bytes(9), "HDF5, as of DeepLabCut or SLEAP; write"),
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "MATLAB's arrays; write"),
+        (b'<?xml version="1.0"?><annotations/>', "XML, as of CVAT; export"),
+        (b"<annotations/>", "XML, as of CVAT; export"),
         (b"%YAML:1.0\n---\n", "YAML, as of OpenPose's older versions; write"),
         (b"scorer,DLC,DLC\nbodyparts,nose,nose\n", "a table; write the keypoints as COCO's JSON"),
         (b'{"image_id": 1}\n{"image_id": 2}\n', "lines of JSON; join them to one list"),
@@ -781,6 +784,30 @@ REFUSED = {
     "Label Studio": (
         {"id": 1, "annotations": [], "data": {"image": "a.png"}},
         "Label Studio's tasks; agebody",
+    ),
+    "Label Studio, short": (
+        [{"image": "a.png", "id": 1, "points": [{"x": 1.0, "y": 2.0, "keypointlabels": ["nose"]}]}],
+        "Label Studio's tasks; agebody",
+    ),
+    "torchvision": (
+        [{"boxes": [[1, 2, 3, 4]], "labels": [1], "keypoints": [xyc(17)], "keypoints_scores": [[9.0] * 17]}],
+        "torchvision's detections; agebody reads",
+    ),
+    "MMPose 0": ([{"preds": [[[1, 2, 0.9]] * 17], "image_paths": ["a.png"]}], "MMPose 0.x's predictions"),
+    "Supervisely": (
+        {"size": {"height": 4, "width": 3}, "objects": [{"nodes": {"ab": {"loc": [1, 2]}}}]},
+        "Supervisely's labels of an image",
+    ),
+    "OCHuman": (
+        {"keypoint_visible": {"missing": 0}, "images": [{"annotations": []}]},
+        "OCHuman's annotations",
+    ),
+    "Kinetics": (
+        {
+            "data": [{"frame_index": 1, "skeleton": [{"pose": [0.1] * 36, "score": [0.5] * 18}]}],
+            "label_index": 3,
+        },
+        "a skeleton sequence of Kinetics",
     ),
     "FiftyOne": ({"samples": [{"filepath": "a.png"}]}, "FiftyOne's samples; agebody reads"),
     "DWPose, candidates": ({"bodies": {"candidate": [], "subset": []}}, "DWPose's candidates; agebody reads"),

@@ -28,13 +28,15 @@ _TRACKS = ("track_id", "idx", "person_id")
 _OTHERS = (
     (rb"\s*\Z", "an empty one"),
     (rb"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
-    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page or XML"),
+    (rb"(?i)\s*<(!doctype|html)", "a web page"),
     (rb"\x1f\x8b|\xfd7zXZ|BZh|7z\xbc\xaf|\x28\xb5\x2f\xfd", "a packed one; unpack it first"),
     (
         rb"PK\x03\x04|\x93NUMPY|\x80[\x02-\x05]|PAR1",
         "one of arrays, as npz or pickle; write the keypoints as COCO's JSON",
     ),
     (rb"\x89HDF", "HDF5, as of DeepLabCut or SLEAP; write the keypoints as COCO's JSON"),
+    (rb"MATLAB ", "MATLAB's arrays; write the keypoints as COCO's JSON"),
+    (rb"\s*<[?a-zA-Z]", "XML, as of CVAT; export COCO's JSON"),
     (rb"%YAML", "YAML, as of OpenPose's older versions; write the keypoints as COCO's JSON"),
     (rb"[^\s\[{\"][^\n]{0,4096},[^\n]{0,4096}\n", "a table; write the keypoints as COCO's JSON"),
     (rb"\s*\{[^\n]*\}\r?\n\s*\{", "lines of JSON; join them to one list, as by `jq -s . FILE`"),

@@ -390,10 +390,11 @@ def is_annotations(document: Any) -> bool:
     return _has(document, "annotations") and not other
 
 
-_TASK = ("annotations", "completions")
+_TASK, _SCORES = ("annotations", "completions"), "keypoints_scores"
 _BOXES = "detections without keypoints, boxes only"
 
 FORMATS = (
+    Format("torchvision's detections", lambda d: _objects([d], _SCORES) or _objects(d, _SCORES), None),
     Format(
         "DWPose's candidates",
         lambda d: _has(d, "bodies") and ("body_scores" in d or isinstance(d["bodies"], dict)),
@@ -448,7 +449,24 @@ FORMATS = (
     Format("LabelMe's shapes", lambda d: _has(d, "shapes"), None),
     Format("an annotation list of PoseTrack 2017 or MPII", lambda d: _has(d, "annolist", "RELEASE"), None),
     Format("VGG Image Annotator's regions", lambda d: _has(d, "_via_img_metadata", "regions"), None),
-    Format("Label Studio's tasks", lambda d: _objects([d], *_TASK) or _objects(d, *_TASK), None),
+    Format(
+        "Label Studio's tasks",
+        lambda d: (
+            _objects([d], *_TASK)
+            or _objects(d, *_TASK)
+            or any(
+                _objects(v, "keypointlabels")
+                for one in _listed(d)[:1]
+                if _has(one, "id")
+                for v in one.values()
+            )
+        ),
+        None,
+    ),
+    Format("MMPose 0.x's predictions", lambda d: _objects(d, "preds"), None),
+    Format("Supervisely's labels of an image", lambda d: _has(d, "objects") and _has(d, "size"), None),
+    Format("OCHuman's annotations", lambda d: _has(d, "keypoint_visible"), None),
+    Format("a skeleton sequence of Kinetics", lambda d: _has(d, "label_index") and _has(d, "data"), None),
     Format("FiftyOne's samples", lambda d: _has(d, "samples"), None),
     Format("fits of EFT", lambda d: _has(d, "smpltype") or (_has(d, "data") and _has(d, "ver")), None),
     Format("MediaPipe's points in metres, not in an image", lambda d: _has(d, *_WORLD), None),
