@@ -333,6 +333,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
         (b"", "the file is empty"),
         (b"PK\x03\x04nothing", "damaged or truncated"),
         (b"<html>", "a web page"),
+        (b'{"metadata": {}, "weight_map": {"a": "b.safetensors"}}', "the index of weights in several files"),
         (b"\x93NUMPY", "not the weights of a network"),
         (pickle.dumps({"a": 1}), "not the weights of a network"),
         (None, "no such file. The weights of HMR2 come with the code of 4D-Humans"),

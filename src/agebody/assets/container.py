@@ -82,6 +82,7 @@ _OTHERS = (
     (rb"PAR1|ARROW1|SQLite format", f"a table; {_GET_MODEL}"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|%PDF", f"a picture, a video or a document; {_GET_MODEL}"),
     (rb"BLENDER|PXR-USDC|#usda|solid ", f"a scene or a mesh; {_GET_MODEL}"),
+    (rb'\s*{[\s\S]*"weight_map"', "the index of weights in several files; save all as one .safetensors file"),
     (rb"\s*[{\[]", f"a JSON text; {_GET_MODEL}"),
 )
 
@@ -248,7 +249,7 @@ def _zip_container(data: bytes) -> str:
 def _expect_torch(names: list[str]) -> None:
     """Raise an `AssetError` for the entries of an archive that torch did not save."""
     if any("/code/" in name for name in names):
-        raise AssetError("this is a compiled torch program, not a body; get the model file (.pkl or .npz)")
+        raise AssetError(f"this is a compiled torch program; {_GET_MODEL}")
     if not any(name.endswith("data.pkl") for name in names):
         shown = ", ".join(names[:8])
         raise AssetError(

@@ -330,7 +330,10 @@ def _of_your_own(backbone: str, head: str) -> Callable[[Weights, BodyModel], tup
     """Return the request for a network whose backbone is not part of this library."""
 
     def build(weights: Weights, body: BodyModel) -> tuple[str, Regressor]:
-        raise ValueError(f"body: pass network= instead, nets.Regressor({backbone}, nets.{head}, body)")
+        raise ValueError(
+            "body: the backbone is not part of this library; from Python, pass network= instead, "
+            f"nets.Regressor({backbone}, nets.{head}, body)"
+        )
 
     return build
 
