@@ -83,6 +83,16 @@ def test_every_frame_is_read_where_it_is_in_rgb(tmp_path):
     assert frame_name(0) == "000001.jpg"
 
 
+@pytest.mark.parametrize("size", [(100, 150), (101, 150), (100, 151), (101, 151), (1, 1)])
+def test_videos_of_odd_sizes_keep_their_last_row_and_column(tmp_path, size):
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[-1], picture[:, -1] = 250, 250
+    write_video(tmp_path / "a.mp4", iter([picture]), 25.0)
+    ((_, found),) = Video(tmp_path / "a.mp4").frames()
+    assert found.shape[:2] == tuple(side + side % 2 for side in size)
+    assert min(found[size[0] - 1].min(), found[:, size[1] - 1].min()) > 150
+
+
 def test_people_of_a_video_are_those_of_its_frames(tmp_path):
     path = save_video(tmp_path / "a.mp4", [[(100 + 5 * i, 120)] for i in range(5)])
     people = detect_people(Squares(), path, every=2)
@@ -218,6 +228,8 @@ def test_a_video_becomes_labels_with_one_shape_per_person(tmp_path, squares):
     assert result.exit_code == 0, result.output
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"labels.npz", "train.npz", "report.json", "report.md", "overlay.mp4"}
+    assert "9 of 9 detections kept, of 2 people, in 5 images" in result.stdout
+    assert "note: 2 people of unknown age" in result.stderr
     labels = load_labels(tmp_path / "out/labels.npz")
     assert len(labels) == 9
     assert sorted(set(labels.image_ids.tolist())) == [frame_name(i) for i in range(5)]

@@ -361,7 +361,7 @@ def test_the_command_fits_folders_of_openpose_of_all_cameras(body, tmp_path, unc
     args = "fit", tmp_path / "pose", "--cameras", calibration, "--body", "mannequin", "-o", tmp_path / "out"
     result = run(*args)
     assert result.exit_code == 0, result.stderr
-    assert "6 of 6 people kept" in result.stdout
+    assert "6 of 6 detections kept, of 1 person, in 6 images" in result.stdout
     labels = load_labels(tmp_path / "out" / "labels.npz")
     assert labels.image_ids[0] == "cam01/cam01_000000000000"
     assert set(labels.track) == {0}

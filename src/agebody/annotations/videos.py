@@ -127,10 +127,15 @@ def camera_frames(number: int) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]
 
 
 def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: float) -> int:
-    """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number."""
+    """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number.
+
+    The last row or column of an odd size is there twice, since OpenCV would leave it out.
+    """
     cv2 = load_opencv("a video", "agebody[video]")
     writer, written = None, 0
     for picture in frames:
+        odd = [(0, side % 2) for side in picture.shape[:2]]
+        picture = np.pad(picture, (*odd, (0, 0)), mode="edge")
         if writer is None:
             height, width = picture.shape[:2]
             writer = cv2.VideoWriter(

@@ -227,16 +227,20 @@ def show_written(output: Path, layer: BodyModel, written: Written, notes: list[s
 
     _show(written.summary, layer, fit_folder.has_training_joints(layer.asset.joint_names))
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
-    known = (*unknown_ages(written.summary["flags"].get("age_unknown", 0)), *written.summary["notes"])
+    known = (*unknown_ages(written.summary["people_of_unknown_age"]), *written.summary["notes"])
     for line in (*notes, *options.one_age(layer), *known, *unusable[:5]):
         note(line)
     if len(unusable) > 5:
         note(f"{len(unusable) - 5} more images could not be used")
+    if written.summary["kept"] < written.summary["people"] and any("overlay" in n for n in written.files):
+        note("bodies that are not kept are red in the overlays")
     for name in written.files:
         say(f"wrote {output / name}")
 
 
 def _show(summary: dict[str, Any], body: BodyModel, trains: bool) -> None:
+    from agebody.pipelines.labels.summary import count_kept
+
     rows = []
     for row in summary["ages"]:
         numbers = [row["median_reprojection_px"], row["median_age_offset"]]
@@ -256,6 +260,6 @@ def _show(summary: dict[str, Any], body: BodyModel, trains: bool) -> None:
     show_table(
         ("age class", "people", "kept", "median error [px]", "median age offset"),
         rows,
-        title=f"{summary['kept']} of {summary['people']} people kept, in {summary['images']} images",
+        title=f"{count_kept(summary)}, in {summary['images']} images",
         caption="\n".join(lines),
     )

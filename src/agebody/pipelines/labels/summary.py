@@ -26,12 +26,16 @@ _MEDIANS = {
 def summarize(labels: Labels, people: People | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Return counts and medians of labels as JSON values, and, of ``people``, who was left out, and why."""
     kinds = labels.classes()
+    unknown = labels.flags.get("age_unknown", np.zeros(len(labels), bool))
+    person = np.where(labels.track >= 0, labels.track, -1 - np.arange(len(labels)))
     found: dict[str, Any] = {
         "agebody": version("agebody"),
         "body": labels.body,
         "keypoint_layout": labels.keypoint_layout,
         "images": len(np.unique(labels.image_ids)),
         "people": len(labels),
+        "different_people": len(np.unique(person)),
+        "people_of_unknown_age": len(np.unique(person[unknown])),
         "kept": int(labels.kept.sum()),
         "converged": int(labels.converged.sum()),
         "median_reprojection_px": _median(labels.reprojection),
@@ -62,7 +66,7 @@ def summarize(labels: Labels, people: People | None = None, seconds: float | Non
 
 def to_markdown(summary: dict[str, Any]) -> str:
     """Return a summary as a Markdown page."""
-    lines = [f"# Labels: {summary['kept']} of {summary['people']} people kept", ""]
+    lines = [f"# Labels: {count_kept(summary)}", ""]
     lines += _table(
         ("", ""),
         [
@@ -98,9 +102,17 @@ def to_markdown(summary: dict[str, Any]) -> str:
     )
     lines += ["", "## Why fits ended", ""]
     lines += _table(("reason", "people"), list(summary["stop"].items()))
-    notes = [*unknown_ages(summary["flags"].get("age_unknown", 0)), *summary.get("notes", ())]
+    notes = [*unknown_ages(summary["people_of_unknown_age"]), *summary.get("notes", ())]
     lines += ["", *(f"Note: {note}." for note in notes)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def count_kept(summary: dict[str, Any]) -> str:
+    """Return how many are kept; a person of a video is detected in many frames."""
+    kept, count, different = (summary[key] for key in ("kept", "people", "different_people"))
+    if different == count:
+        return f"{kept} of {count} people kept"
+    return f"{kept} of {count} detections kept, of {different} {'person' if different == 1 else 'people'}"
 
 
 def unknown_ages(count: int) -> list[str]:
