@@ -197,8 +197,8 @@ def fit_shards(
         f"{report.people_kept} of {report.people_done} people kept"
     )
     if report.people_fitted:
-        people, workers = amount(report.people_fitted, "people"), amount(len(report.workers), "workers")
-        print(f"{people} in {report.seconds:.1f} s by {workers}: {report.people_per_second:.1f} per second")
+        people, by = amount(report.people_fitted, "people"), amount(len(report.workers), "workers")
+        print(f"{people} in {report.seconds:.1f} s by {by}: {report.people_per_second:.1f} per second")
     say(f"wrote {folder / report_name(index, count)}")
 
 
