@@ -35,7 +35,7 @@ from test_context import (
 )
 
 import agebody
-from agebody import annotations, draw, fitting, losses, measure, mesh, metrics, nets, optim, people
+from agebody import annotations, checks, draw, fitting, losses, measure, mesh, metrics, nets, optim, people
 from agebody.age import AgeCurve, median_stature, percentile
 from agebody.annotations import MotionClip
 from agebody.cameras import Camera, convert_box, square_box, to_crop
@@ -483,3 +483,14 @@ def test_wrong_options_are_named(unchecked):
                 outcome = "taken"
             unnamed.append(f"{path}({name}={value!r}): {outcome}"[:200])
     assert not unnamed, "\n".join(unnamed)
+
+
+@pytest.mark.parametrize("shape", [(2, 72), (2, 24, 3)])
+def test_a_pose_with_its_root_gets_a_hint(shape):
+    with pytest.raises(ValueError, match="body_pose: .*; pass the root as global_orient"):
+        checks.read_rotations("body_pose", torch.zeros(shape), "axis_angle", 23, torch.zeros(1))
+
+
+def test_points_with_confidences_get_a_hint():
+    with pytest.raises(ValueError, match="keypoints: .*; pass confidences as weights"):
+        checks.expect("keypoints", torch.zeros(2, 17, 3), 17, 2)

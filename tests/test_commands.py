@@ -355,3 +355,8 @@ def test_amounts_are_in_the_right_number():
         *("0 people", "1 person", "2 people"),
         *("0 bodies", "1 body", "2 bodies"),
     ]
+
+
+def test_arguments_are_named_alike():
+    usages = [run(name, ["--help"]).stdout.split("[OPTIONS]")[1].split("\n")[0] for name in COMMANDS]
+    assert [usage for usage in usages if usage != usage.upper()] == []

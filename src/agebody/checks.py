@@ -56,7 +56,9 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
     last = tensor.shape[tensor.dim() - len(entry) :] if tensor.dim() >= len(entry) else None
     if last is None or any(n is not None and n != m for n, m in zip(entry, last, strict=True)):
         shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
-        raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
+        hint = name == "keypoints" and tensor.shape[-1:] == (3,)
+        hint = "; pass confidences as weights" if hint else ""
+        raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}{hint}")
     return at_least_float32(tensor)
 
 
@@ -384,9 +386,11 @@ def read_rotations(
     if not _ends_with(value.shape, several):
         if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
             flat = "" if count is None else f" or {_expected((math.prod(several),))}"
+            whole = name == "body_pose" and count and (count + 1, *entry)
+            hint = whole and (_ends_with(value.shape, whole) or value.shape[-1:] == (math.prod(whole),))
             raise ValueError(
                 f"{name}: expected shape {_expected(several)}{flat} for pose_format={pose_format!r}, "
-                f"got {tuple(value.shape)}"
+                f"got {tuple(value.shape)}{'; pass the root as global_orient' if hint else ''}"
             )
         value = value.unflatten(-1, several)
     return value

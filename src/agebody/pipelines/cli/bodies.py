@@ -114,7 +114,7 @@ def convert(
         options.argument(
             "The body file to read; after it, for a body with ages, its infant: "
             "smpl_kid_template.npy or a SMIL file.",
-            "IN...",
+            "IN",
         ),
     ],
     output: Annotated[

@@ -25,7 +25,9 @@ Given = TypeVar("Given")
 
 @app.command()
 def detect(
-    photographs: Annotated[Path, options.argument("A folder of photographs, one photograph, or a video.")],
+    photographs: Annotated[
+        Path, options.argument("A folder of photographs, one photograph, or a video.", "PHOTOGRAPHS")
+    ],
     output: options.OutputFile,
     detector: options.DetectorName = None,
     layout: options.Layout = None,

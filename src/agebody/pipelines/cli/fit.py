@@ -29,7 +29,8 @@ def fit(
         options.argument(
             "A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
             "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder; or a video; "
-            "with --cameras, a folder with a video, or keypoints, of each camera."
+            "with --cameras, a folder with a video, or keypoints, of each camera.",
+            "KEYPOINTS",
         ),
     ],
     output: options.OutputFolder,

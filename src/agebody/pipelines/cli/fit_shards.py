@@ -24,7 +24,7 @@ _SAY_EVERY = 30.0
 @app.command()
 def shard(
     keypoints: Annotated[
-        list[Path], options.argument("Files of keypoints, or folders, as for `agebody fit`.")
+        list[Path], options.argument("Files of keypoints, or folders, as for `agebody fit`.", "KEYPOINTS")
     ],
     output: options.OutputFolder,
     images: options.Images = None,
@@ -77,7 +77,9 @@ def _check_kind(value: str) -> str:
 
 @app.command()
 def fit_shards(
-    shards: Annotated[str, options.argument("A folder of shards, or a pattern such as **'people/a-*'**.")],
+    shards: Annotated[
+        str, options.argument("A folder of shards, or a pattern such as **'people/a-*'**.", "SHARDS")
+    ],
     output: options.OutputFolder,
     body: options.Body = "anny",
     address: Annotated[

@@ -22,7 +22,7 @@ TITLE = "agebody: q ends"
 
 @app.command()
 def live(
-    video: Annotated[Path | None, options.argument("A video, instead of a camera.")] = None,
+    video: Annotated[Path | None, options.argument("A video, instead of a camera.", "VIDEO")] = None,
     output: Annotated[
         Path | None, options.option("Video to write, **.mp4**, instead of a window.", "--output", "-o")
     ] = None,

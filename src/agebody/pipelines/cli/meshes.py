@@ -30,7 +30,7 @@ def convert_mesh(
     inputs: Annotated[
         list[Path],
         options.argument(
-            "Files of vertices of one topology: **.npz**, **.npy**, **.pkl**, **.obj** or **.ply**.", "IN..."
+            "Files of vertices of one topology: **.npz**, **.npy**, **.pkl**, **.obj** or **.ply**.", "IN"
         ),
     ],
     output: Annotated[

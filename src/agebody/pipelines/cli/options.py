@@ -86,7 +86,7 @@ def option(text: str, *names: str, check: Callable[..., Any] | None = None, **se
     return typer.Option(*names, help=text, callback=check, show_default=False, **settings)
 
 
-def argument(text: str, metavar: str | None = None) -> Any:
+def argument(text: str, metavar: str) -> Any:
     """Return a typer argument whose help does not show its default."""
     return typer.Argument(metavar=metavar, show_default=False, help=text)
 
@@ -99,7 +99,7 @@ def choice(known: Iterable[str] | str, text: str) -> Any:
 BUILT_IN = ("anny", "anny-hands", "mannequin")
 BUILT_IN_HELP = "**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in)"
 Body = Annotated[str, typer.Option(help=f"{BUILT_IN_HELP}, or the path of a body file.")]
-BodyArgument = Annotated[str, argument(f"{BUILT_IN_HELP}, or the path of a body file.")]
+BodyArgument = Annotated[str, argument(f"{BUILT_IN_HELP}, or the path of a body file.", "BODY")]
 BodyOfLabels = Annotated[
     str | None, option(f"The body of the labels: {BUILT_IN_HELP}, or a file. By default found by its name.")
 ]

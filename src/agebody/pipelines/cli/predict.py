@@ -21,7 +21,8 @@ def predict(
         Path,
         options.argument(
             "Photographs, one or a folder; or with **--images** a file of people with boxes or "
-            "keypoints, such as COCO's annotations and results."
+            "keypoints, such as COCO's annotations and results.",
+            "PHOTOGRAPHS",
         ),
     ],
     output: options.OutputFolder,

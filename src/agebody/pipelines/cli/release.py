@@ -13,8 +13,8 @@ from agebody.pipelines.cli.app import amount, app, note, running, say, show_stag
 
 @app.command()
 def release(
-    images: Annotated[Path, options.argument("The folder of the photographs.")],
-    labels: Annotated[Path, options.argument("Who is in them: the **.npz** of `agebody fit`.")],
+    images: Annotated[Path, options.argument("The folder of the photographs.", "IMAGES")],
+    labels: Annotated[Path, options.argument("Who is in them: the **.npz** of `agebody fit`.", "LABELS")],
     output: Annotated[Path, options.option("Folder to write; a new one.", "--output", "-o")],
     body: options.BodyOfLabels = None,
     background: Annotated[

@@ -14,7 +14,8 @@ def view(
     what: Annotated[
         str,
         options.argument(
-            f"{options.BUILT_IN_HELP}, the path of a body file, or **labels.npz** of `agebody fit`."
+            f"{options.BUILT_IN_HELP}, the path of a body file, or **labels.npz** of `agebody fit`.",
+            "BODY|LABELS",
         ),
     ],
     output: options.OutputFile,
