@@ -404,15 +404,19 @@ def test_errors_of_arguments(body, unchecked):
             "start.global_orient: expected finite",
         ),
         ({"age_offset": math.inf}, "age_offset: expected a finite number"),
-        ({"views": True}, r"keypoints: expected shape \(\*batch, T, V, 17, 2\)"),
+        ({"views": True}, r"keypoints: expected shape \(\*batch, any, any, 17, 2\)"),
     ]
     for bad, name in wrong:
         with pytest.raises(ValueError, match=name):
             fit_sequence(body, pixels, camera, **bad)
     with pytest.raises(ValueError, match=r"depth: expected None with views"):
         fit_sequence(body, pixels[:, None], camera, views=True, depth=torch.ones(3))
-    with pytest.raises(ValueError, match=r"keypoints: expected shape \(\*batch, T, 17, 2\)"):
+    with pytest.raises(ValueError, match=r"keypoints: expected shape \(\*batch, any, 17, 2\)"):
         fit_sequence(body, pixels[:, :16], camera)
+    with pytest.raises(ValueError, match=r"keypoints: expected a frame at least"):
+        fit_sequence(body, pixels[:0], camera)
+    with pytest.raises(ValueError, match="keypoints: .*; pass confidences as weights"):
+        fit_sequence(body, torch.cat((pixels, pixels[..., :1]), -1), camera)
     with pytest.raises(TypeError, match=r"keypoints: expected a torch.Tensor, got ndarray"):
         fit_sequence(body, pixels.numpy(), camera)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"age_class: expected a torch.Tensor of integers, got list"):

@@ -56,8 +56,8 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
     last = tensor.shape[tensor.dim() - len(entry) :] if tensor.dim() >= len(entry) else None
     if last is None or any(n is not None and n != m for n, m in zip(entry, last, strict=True)):
         shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
-        hint = name == "keypoints" and tensor.shape[-1:] == (3,)
-        hint = "; pass confidences as weights" if hint else ""
+        confident = name == "keypoints" and entry[-1:] == (2,) and tensor.shape[-1:] == (3,)
+        hint = "; pass confidences as weights" if confident else ""
         raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}{hint}")
     return at_least_float32(tensor)
 

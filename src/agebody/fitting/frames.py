@@ -204,17 +204,15 @@ def fit_sequence(
     expect_body(body)
     expect_camera(camera, of_fit=True)
     number = len(get_layout(layout))
-    entry_dims = 4 if read_flag("views", views) else 3
-    keypoints = expect("keypoints", keypoints)
-    entry = keypoints.shape[-entry_dims:]
-    if len(entry) < entry_dims or entry[-2:] != (number, 2) or 0 in entry:
-        shape = f"(*batch, T, {'V, ' if views else ''}{number}, 2)"
-        raise ValueError(f"keypoints: expected shape {shape}, got {tuple(keypoints.shape)}")
+    times = [None, None] if read_flag("views", views) else [None]
+    keypoints = expect("keypoints", keypoints, *times, number, 2)
+    if 0 in keypoints.shape[-len(times) - 2 :]:
+        raise ValueError(f"keypoints: expected a frame at least, got {tuple(keypoints.shape)}")
     if motion_sd is not None:
         read_positive("motion_sd", motion_sd, "None, or a standard deviation", " [m]", finite=False)
     if depth is not None and views:
         raise ValueError("depth: expected None with views, which determine it")
-    batch, seen = keypoints.shape[:-entry_dims], keypoints.shape[-entry_dims:-2]
+    batch, seen = keypoints.shape[: -len(times) - 2], keypoints.shape[-len(times) - 2 : -2]
     if age_class is not None:
         expect_labels("age_class", age_class, batch)
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
