@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import math
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -324,6 +325,37 @@ def test_every_public_function_has_an_example():
 @pytest.fixture(params=EXAMPLES)
 def example(request) -> Example:
     return EXAMPLES[request.param]
+
+
+def _with_gaps(tensor: Tensor) -> Tensor:
+    """The same numbers, every second of their memory; the others are NaN, or large."""
+    filling = math.nan if tensor.is_floating_point() else 7777
+    memory = tensor.new_full((*tensor.shape, 2), filling) if tensor.dtype != torch.bool else tensor[..., None]
+    memory = memory.expand(*tensor.shape, 2).clone()
+    memory[..., 0] = tensor
+    return memory[..., 0]
+
+
+def _by_columns(tensor: Tensor) -> Tensor:
+    """The same numbers, the first dimension innermost in memory."""
+    return tensor.movedim(0, -1).contiguous().movedim(-1, 0) if tensor.dim() else tensor
+
+
+@pytest.mark.parametrize("laid_out", [Tensor.clone, _with_gaps, _by_columns])
+def test_arguments_are_read_wherever_they_lie_and_not_changed(example, laid_out):
+    function, given = example
+    placed = [laid_out(part) for part in given]
+    assert_same(function(*placed), function(*given), rtol=1e-5, atol=1e-5)
+    for part, original in zip(placed, given, strict=True):
+        assert torch.equal(part, original)
+
+
+def test_results_that_callers_change_do_not_change_later_ones(example):
+    function, given = example
+    expected = [part.clone() for part in tensors(function(*given))]
+    for part in tensors(function(*(part.clone() for part in given))):
+        part.fill_(1)
+    assert_same(function(*given), expected)
 
 
 def test_under_autocast(example):

@@ -63,7 +63,7 @@ def age_class(age_offset: Any) -> Any:
         offsets = torch.as_tensor(array)
     offsets = offsets.float() if offsets.dtype not in (torch.float16, torch.bfloat16) else offsets
     highs = offsets.new_tensor([kind.high for kind in AGE_CLASSES[:-1]])
-    found = torch.where(offsets.isnan(), UNKNOWN, torch.bucketize(offsets, highs))
+    found = torch.where(offsets.isnan(), UNKNOWN, torch.bucketize(offsets.contiguous(), highs))
     return found if isinstance(age_offset, Tensor) else as_given(found.numpy(), age_offset, int)
 
 
