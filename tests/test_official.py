@@ -223,6 +223,9 @@ def test_gender_comes_from_the_name_or_the_caller(tmp_path):
         ("basicModel_f_lbs_10_207_0_v1.0.0.pkl", "female"),
         ("male/model.pkl", "male"),
         ("body.pkl", "neutral"),
+        ("SMPL_FEMALE (1).pkl", "female"),
+        ("SMPL-MALE.pkl", "male"),
+        ("smpl female.v1.1.pkl", "female"),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_smpl_pkl(tmp_path / name, num_vertices=SMALL)
@@ -425,6 +428,7 @@ NAN = np.where(np.arange(SMALL)[:, None] == 3, np.nan, GOOD["v_template"])
         ({"kintree_table": np.arange(24)}, "a parent must come before its child"),
         ({"v_template": GOOD["v_template"] * 1e300}, r"template: expected numbers up to 1e\+06, got"),
         ({"v_template": 1000 * GOOD["v_template"]}, "the template measures 1700; in metres a body measures"),
+        ({"v_template": GOOD["v_template"][:, [0, 2, 1]]}, "0.50 m along y and 1.70 m along z, so that"),
         ({"v_template": 0 * GOOD["v_template"]}, "the template measures 0; in metres a body measures"),
         ({"posedirs": GOOD["posedirs"] * 1e30}, r"posedirs: expected numbers up to 1e\+06"),
         ({"J_regressor": GOOD["J_regressor"] * 1e30}, r"joint_regressor: expected numbers up to 1e\+06"),
@@ -656,7 +660,12 @@ def test_wrong_infant_templates(tmp_path):
             534 * np.random.default_rng(0).random((SMALL, 3)),
             "infant_template: the template measures 5[0-9.]+; in metres",
         ),
-        (path, r"SMPL_NEUTRAL\.pkl: this body is 1\.70 m tall, an adult"),
+        (path, r"SMPL_NEUTRAL\.pkl: this is 1\.70 m tall, an adult"),
+        (GOOD["v_template"], r"infant_template: this is 1\.70 m tall, an adult"),
+        (
+            0.3 * GOOD["v_template"][:, [0, 2, 1]],
+            "infant_template: .* so that it lies down; turn its y axis up",
+        ),
         (tmp_path / "nothing.npy", r"nothing\.npy: no such file"),
     ]
     for infant, cause in cases:

@@ -30,6 +30,7 @@ VALUES = {
     "uint32": np.array([2**32 - 1, 0], np.uint32),
     "big_endian": np.arange(3, dtype=">i4"),
     "bool": np.array([True, False]),
+    "empty": np.zeros((0, 3)),
     "scalar": np.float64(2.5),
     "latin1": "élan",
     "plain": [1, -(2**40), 2.5, None, True, ("a", {"b": []})],

@@ -14,7 +14,6 @@ from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor, che
 from agebody.assets.container import Array, PathLike, RawFile, Unread, is_path, naming, read_raw, to_array
 from agebody.assets.official import (
     GENDERS,
-    infant_of,
     kid_license,
     named_regressor,
     read_body,
@@ -145,7 +144,8 @@ def add_infant(body: BodyAsset, infant: Any) -> BodyAsset:
         if isinstance(raw.content, np.ndarray):
             grown = with_infant(body, raw.content, kid_license(raw))
         else:
-            grown = with_infant(body, *infant_of(body_of(raw)))
+            infant_body = body_of(raw)
+            grown = with_infant(body, infant_body.template, infant_body.metadata.license)
         return _with_source(grown, raw.path.name, raw.sha256)
 
 

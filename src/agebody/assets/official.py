@@ -7,6 +7,7 @@ MANO as pickle or npz, BEV's and ROMP's packs as torch files, HMR's copy with it
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, TypeGuard
@@ -112,8 +113,7 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
     weights = entry.floats("weights", (num_vertices, num_joints))
     skin_joints, skin_weights = sparse_weights(weights)
     kind = _kind(parents, num_vertices, template)
-    if kind != "custom":
-        check_metres(template)
+    _check_template(kind, template)
     shapedirs = entry.floats("shapedirs", (num_vertices, 3, None))
     ages: dict[str, Any] = {}
     if "smpla_shapedirs" in content:
@@ -162,24 +162,13 @@ def kid_license(raw: RawFile) -> str:
     return _KID_LICENSE if "kid_template" in raw.path.name else "unknown"
 
 
-def infant_of(body: BodyAsset) -> tuple[Float[np.ndarray, "V 3"], str]:
-    """Return template and licence of an infant body; raise an `AssetError` for an adult."""
-    stature = float(np.ptp(body.template[:, 1]))
-    if stature >= _INFANT_BELOW:
-        raise AssetError(
-            f"this body is {stature:.2f} m tall, an adult; as infant template give "
-            "smpl_kid_template.npy (AGORA) or a SMIL model (smil_web.pkl)"
-        )
-    return body.template, body.metadata.license
-
-
 def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -> BodyAsset:
     """Return the body with an infant template as its age anchor at offset 1, centred as in SMPL-A.
 
     The anchor is ``infant - infant.mean(axis=0)`` (AGORA, CVPR 2021); the adult template is not centred.
 
     Raises:
-        AssetError: the topologies differ, or the body has an age template already.
+        AssetError: the topologies differ, the template is an adult's, or the body has an age template.
     """
     if body.has_age:
         raise AssetError(
@@ -199,8 +188,13 @@ def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -
             f"an infant template of shape {infant.shape} ({given} topology) does not fit a body of "
             f"{body.num_vertices} vertices; {advice}"
         )
-    if body.metadata.kind != "custom":
-        check_metres(infant)
+    _check_template(body.metadata.kind, infant)
+    stature = float(np.ptp(infant[:, 1]))
+    if body.metadata.kind != "custom" and stature >= _INFANT_BELOW:
+        raise AssetError(
+            f"this is {stature:.2f} m tall, an adult; as infant template give smpl_kid_template.npy (AGORA) "
+            "or a SMIL model (smil_web.pkl)"
+        )
     centred = (infant - infant.mean(axis=0)).astype(body.template.dtype)
     return body.replace(
         age_offsets=np.ones(1, body.template.dtype),
@@ -219,12 +213,18 @@ def extent_problem(template: np.ndarray) -> str | None:
     return "the template measures {:.4g}; in metres a body measures {:g} to {:g}".format(extent, *_EXTENTS)
 
 
-def check_metres(template: np.ndarray) -> None:
-    """Raise an `AssetError` for a template of another unit, such as millimetres."""
+def _check_template(kind: str, template: np.ndarray) -> None:
+    """Raise an `AssetError` for a template of another unit, such as millimetres, or that lies down."""
     check_finite("template", template)
-    problem = extent_problem(template)
+    problem = None if kind == "custom" else extent_problem(template)
     if problem:
         raise AssetError(f"{problem}; convert all lengths of the file")
+    _, height, depth = np.ptp(template, axis=0)
+    if kind not in ("custom", "mano") and depth > height:
+        raise AssetError(
+            f"the template measures {height:.2f} m along y and {depth:.2f} m along z, so that it lies down; "
+            "turn its y axis up, in all arrays of the file"
+        )
 
 
 def read_regressor(name: str, raw: RawFile) -> Regressor:
@@ -371,7 +371,7 @@ def _kind(parents: np.ndarray, num_vertices: int, template: np.ndarray) -> str:
 
 def _gender(raw: RawFile) -> str:
     """Read the gender from SMPL_FEMALE, basicmodel_m_lbs_..., or AMASS's folders smplh/female/model.npz."""
-    words = raw.path.stem.lower().split("_")
+    words = re.split(r"[\W_]+", raw.path.stem.lower())  # also of "SMPL_FEMALE (1).pkl"
     letters = {gender[0] for gender in GENDERS}.intersection(words)
     for gender in GENDERS:
         if gender in words or gender[0] in letters or gender == raw.path.parent.name.lower():

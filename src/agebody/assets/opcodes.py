@@ -40,7 +40,7 @@ _GLOBALS = {
     "torch._utils _rebuild_tensor_v3": Global("tensor"),
     "torch._utils _rebuild_parameter": Global("parameter"),
 }
-for _name in ("set", "object", "dict"):
+for _name in ("set", "object", "dict", "bytes"):
     _GLOBALS |= {f"{module} {_name}": Global(_name) for module in ("builtins", "__builtin__")}
 _GLOBALS |= {f"{module} _reconstructor": Global("reconstructor") for module in ("copyreg", "copy_reg")}
 for _package in ("numpy.core", "numpy._core"):
@@ -322,6 +322,8 @@ def _reduce(function: Any, args: Any) -> Any:
             return tensor
         case Global("size"), (tuple() as size,):
             return size
+        case Global("bytes"), ():  # those of an empty array, in protocols of Python 2
+            return b""
         case Global("encode"), (str(), "latin1" | "latin-1"):
             return Record("bytes", tuple(args))
         case Global("reconstruct"), (Global("ndarray"), _, _):
