@@ -1030,6 +1030,8 @@ def photographs(folder, *names):
         ("A.JPG", ["day/a.jpg"], "day/a.jpg"),
         ("A.jpg", ["a.jpg", "A.jpg"], "A.jpg"),
         ("b\u00e9.jpg", ["be\u0301.jpg"], "be\u0301.jpg"),  # as macOS writes it
+        ("set/a.jpg", ["a.jpg", "masks/a.jpg.png"], "a.jpg"),
+        ("set/a", ["a.jpg", "labels/overlays/a.jpg.png", "labels/overlays/a.png"], "a.jpg"),
         ("A.JPG", ["a.jpg", "A.jpg"], None),
         (192, ["1/000192.jpg", "2/000192.jpg"], None),
         (192, ["192.jpg", "img_192.png"], None),
@@ -1040,6 +1042,8 @@ def photographs(folder, *names):
 def test_images_are_found_where_one_alone_fits(tmp_path, key, there, expected):
     images = tmp_path / "images"
     photographs(images, *there)
+    if any("overlays" in name for name in there):
+        (images / "labels/labels.npz").touch()
     files = [write(tmp_path, results(17, image_id=key))]
     if isinstance(key, str) and "." in key:
         files.append(write(tmp_path, coco({"keypoints": visible(17)}, file_name=key), "coco.json"))

@@ -446,6 +446,7 @@ def test_people_in_images_that_cannot_be_read_are_left_out(write, observed, tmp_
     found = read_people(write(document), images=folder.parent)
     assert found.ids.tolist() == [100, 101, 104, 105]
     assert dict(found.left_out) == {"in an image that cannot be read": 2}
+    assert found.image_sizes().tolist() == [list(SIZE)] * 4
     (folder / "1.jpg").unlink()
     with pytest.raises(
         AnnotationError, match=r"images: 1 not found \(day/1.jpg\); .* has 2 images, such as day/0.jpg"

@@ -85,9 +85,9 @@ class People:
         """Return width and height of each person's image [pixels].
 
         Raises:
-            AnnotationError: the size of an image of the file is unknown.
+            AnnotationError: the size of an image with people is unknown.
         """
-        for image in self.images:
+        for image in (self.images[i] for i in np.unique(self.image)):
             if image.size is None:
                 fail(
                     self.path, f"image {image.name}: its size is unknown; read the file with size= or images="

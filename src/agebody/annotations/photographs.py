@@ -105,6 +105,7 @@ class Photographs:
             if Path(written).as_posix() in self._all:
                 return [Path(written).as_posix()]
             found = self._known.get(parts[-1]) or self._alike.get(_alike(parts[-1]), [])
+            found = [name for name in found if Path(name).name == parts[-1]] or found  # a.jpg, not a.jpg.png
             shared = [_shared_end(parts, Path(name).parts) for name in found]
             if found:
                 return [name for name, count in zip(found, shared, strict=True) if count == max(shared)]
@@ -141,8 +142,9 @@ def _advice(suffix: str) -> str:
 
 
 def is_content(path: Path) -> bool:
-    """Return whether a file is not a macOS file of another's attributes, such as ``._photo.jpg``."""
-    return not path.name.startswith("._")
+    """Return whether a file is neither an overlay of labels nor macOS's of attributes, ``._photo.jpg``."""
+    overlay = path.parent.name == "overlays" and (path.parent.parent / "labels.npz").exists()
+    return not (overlay or path.name.startswith("._"))
 
 
 def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
