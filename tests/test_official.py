@@ -429,6 +429,7 @@ NAN = np.where(np.arange(SMALL)[:, None] == 3, np.nan, GOOD["v_template"])
         ({"v_template": GOOD["v_template"] * 1e300}, r"template: expected numbers up to 1e\+06, got"),
         ({"v_template": 1000 * GOOD["v_template"]}, "the template measures 1700; in metres a body measures"),
         ({"v_template": GOOD["v_template"][:, [0, 2, 1]]}, "0.50 m along y and 1.70 m along z, so that"),
+        ({"shapedirs": 1000 * GOOD["shapedirs"]}, "shapedirs: a beta of 1 moves a vertex by"),
         ({"v_template": 0 * GOOD["v_template"]}, "the template measures 0; in metres a body measures"),
         ({"posedirs": GOOD["posedirs"] * 1e30}, r"posedirs: expected numbers up to 1e\+06"),
         ({"J_regressor": GOOD["J_regressor"] * 1e30}, r"joint_regressor: expected numbers up to 1e\+06"),

@@ -84,6 +84,7 @@ _EXTENTS = 0.1, 3.0
 _INFANT_BELOW = 1.0
 """Stature [m] below which a template of SMPL's layout is SMIL's (0.53 m) and not an adult's (1.7 m)."""
 
+_ALL_LENGTHS = "convert all lengths of the file"
 _GET_MODEL = "get the model file (.pkl or .npz)"
 HANDS_FROM = (
     "SMPLH_female.pkl and SMPLH_male.pkl of mano.is.tue.mpg.de and every SMPL-X file have them, AMASS's "
@@ -115,6 +116,9 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
     kind = _kind(parents, num_vertices, template)
     _check_template(kind, template)
     shapedirs = entry.floats("shapedirs", (num_vertices, 3, None))
+    moved, extent = np.abs(shapedirs[..., :1]).max(initial=0), np.ptp(template, axis=0).max()
+    if kind != "custom" and moved > extent:
+        raise AssetError(f"shapedirs: a beta of 1 moves a vertex by {moved:.3g} m; {_ALL_LENGTHS}")
     ages: dict[str, Any] = {}
     if "smpla_shapedirs" in content:
         infant = template + entry.floats("smpla_shapedirs", (num_vertices, 3, None))[..., -1]
@@ -218,7 +222,7 @@ def _check_template(kind: str, template: np.ndarray) -> None:
     check_finite("template", template)
     problem = None if kind == "custom" else extent_problem(template)
     if problem:
-        raise AssetError(f"{problem}; convert all lengths of the file")
+        raise AssetError(f"{problem}; {_ALL_LENGTHS}")
     _, height, depth = np.ptp(template, axis=0)
     if kind not in ("custom", "mano") and depth > height:
         raise AssetError(
