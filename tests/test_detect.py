@@ -484,7 +484,7 @@ def test_photographs_are_fitted_as_detected_files(tmp_path, photos):
     folder, name = photos
     result = run("detect", folder, "--detector", name, "-o", tmp_path / "people.json")
     assert result.exit_code == 0, result.output
-    assert "1 people in 1 of 1 images" in result.stdout
+    assert "1 person in 1 of 1 images" in result.stdout
     common = ("--body", "mannequin")
     first = run("fit", folder, "--detector", name, "-o", tmp_path / "one", *common)
     assert first.exit_code == 0, first.output
