@@ -131,7 +131,9 @@ def batch_rigid_transform(
 
 
 def tree_of(parents: Any, device: torch.device) -> KinematicTree:
-    """Return the tree of a tensor, an array or a list of parents, built once."""
+    """Return the tree of a tensor, an array or a list of parents, built once; a tree unchanged."""
+    if isinstance(parents, KinematicTree):
+        return parents
     numbers = parents.tolist() if isinstance(parents, (Tensor, np.ndarray)) else parents
     return _tree(tuple(map(int, numbers)), device)
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from agebody import body
 from agebody.assets.asset import BodyAsset
@@ -21,7 +20,7 @@ from agebody.assets.io import smpl_arrays
 from agebody.assets.official import FILES, JOINT_NAMES, TITLES
 from agebody.checks import expect_tensor, read_count
 from agebody.compat.smplx.arrays import WatchedArrays
-from agebody.compat.smplx.lbs import blend_shapes, lbs, tree_of
+from agebody.compat.smplx.lbs import blend_shapes, lbs
 from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_template, read_asset
 from agebody.compat.smplx.utils import SMPLOutput, Tensor
 from agebody.compat.smplx.vertex_ids import short_name
@@ -342,10 +341,9 @@ class SMPL(WatchedArrays):
         if not replaced.isdisjoint((*_ARRAYS, "expr_dirs")):
             late = transl
             arrays = {name: self._array(name) for name in _ARRAYS}
-            if isinstance(arrays["parents"], FakeTensor):  # as torch.export makes of all arrays
-                arrays["parents"] = self._layer.asset.parents
-                with _disable_current_modes():
-                    tree_of(arrays["parents"], betas.device)
+            # torch.export makes fake tensors of all arrays, and a compiled model cannot build a tree.
+            if replaced.isdisjoint(("parents",)) or isinstance(arrays["parents"], FakeTensor):
+                arrays["parents"] = self._layer.tree
             coefficients = betas
             if expression is not None:
                 coefficients = torch.cat((betas, expression.expand(batch, -1)), 1)
@@ -466,8 +464,8 @@ def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) ->
         kind = "axis-angle" if pose_format == "axis_angle" else "rotation matrices"
         raise ValueError(
             f"{name}: expected {kind} of shape (B, {count}, {', '.join(map(str, entry))}), got "
-            f"{tuple(value.shape)}; SMPL takes axis-angle, and matrices with pose2rot=False, SMPLLayer "
-            "matrices"
+            f"{tuple(value.shape)}; SMPL takes axis-angle, and, except MANO, matrices with "
+            "pose2rot=False; layers such as SMPLLayer and MANOLayer take matrices"
         )
     return value.reshape(value.shape[0], count, *entry)  # len would fix the batch of an export
 
