@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _SMALL = 64
+_NUMBERS = count()
 
 
 class WatchedArrays(nn.Module):
@@ -41,6 +43,7 @@ class WatchedArrays(nn.Module):
         common = _writes(self._array(self._common))
         self._arrays = {name: (array, _writes(array) - common) for name, array in arrays.items()}
         self._handed: set[str] = set()
+        self._number = next(_NUMBERS)  # read by what is compiled, lest another module's graph be taken
         self._copies = {n: a.detach().clone() for n, a in arrays.items() if a.numel() <= _SMALL}
         self._answer: set[str] | None = None
         self._is_copy = False

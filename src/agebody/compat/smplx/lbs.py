@@ -70,7 +70,7 @@ def lbs(
     shapedirs: Float[Tensor, "V 3 S"],
     posedirs: Float[Tensor, "P 3*V"],
     J_regressor: Float[Tensor, "J V"],
-    parents: Int[Tensor, " J"],
+    parents: Int[Tensor, " J"] | KinematicTree,
     lbs_weights: Float[Tensor, "V J"],
     pose2rot: bool = True,
     dtype: torch.dtype | None = None,
@@ -120,7 +120,7 @@ def transform_mat(R: Float[Tensor, "N 3 3"], t: Float[Tensor, "N 3 1"]) -> Float
 def batch_rigid_transform(
     rot_mats: Float[Tensor, "#B J 3 3"],
     joints: Float[Tensor, "#B J 3"],
-    parents: Int[Tensor, " J"],
+    parents: Int[Tensor, " J"] | KinematicTree,
     dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "B J 3"], Float[Tensor, "B J 4 4"]]:
     """Return the posed joints, and the transforms from the rest pose to the posed body."""

@@ -197,10 +197,10 @@ class SMPL(WatchedArrays):
         }
 
     @torch.compiler.assume_constant_result
-    def _replaced(self) -> set[str]:
+    def _replaced(self, number: int = 0) -> set[str]:
         """Return the names of arrays that were replaced or changed since the model was built.
 
-        A compiled model keeps the answer from when it was compiled.
+        A compiled model keeps the answer from when it was compiled, and by its number gives it to no other.
         """
         selector = self.vertex_joint_selector
         original = isinstance(selector, VertexJointSelector) and selector.is_original()
@@ -337,7 +337,7 @@ class SMPL(WatchedArrays):
         vertices: Tensor | None = None
         # A mapper can change the joints in any way, so that it is called before the translation.
         late = transl if self.joint_mapper is not None else None
-        replaced, layout = self._replaced(), getattr(self.vertex_joint_selector, "layout", None)
+        replaced, layout = self._replaced(self._number), getattr(self.vertex_joint_selector, "layout", None)
         if not replaced.isdisjoint((*_ARRAYS, "expr_dirs")):
             late = transl
             arrays = {name: self._array(name) for name in _ARRAYS}
