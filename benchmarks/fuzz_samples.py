@@ -195,7 +195,7 @@ def small_body() -> agebody.BodyAsset:
     """Return a body of few vertices with SMPL's joints."""
     rng = np.random.default_rng(0)
     count, joints = 40, SMPL_PARENTS
-    weights, template = rng.dirichlet(np.ones(3), count), 0.4 * rng.normal(size=(count, 3))
+    weights, template = rng.dirichlet(np.ones(3), count), rng.normal(size=(count, 3)) * (0.2, 0.4, 0.1)
     return agebody.BodyAsset(
         template=template,
         faces=rng.integers(0, count, (60, 3)),
