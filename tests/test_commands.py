@@ -18,7 +18,8 @@ from agebody.annotations.videos import write_video
 from agebody.assets.io import save_asset
 from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.cli import app
-from agebody.pipelines.cli.app import amount, running
+from agebody.pipelines.cli.app import running
+from agebody.pipelines.outputs import amount
 
 COMMANDS = {
     "demo": ["--body", "{body}", "-o", "{output}"],

@@ -135,7 +135,8 @@ def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: 
     writer, written = None, 0
     for picture in frames:
         odd = [(0, side % 2) for side in picture.shape[:2]]
-        picture = np.pad(picture, (*odd, (0, 0)), mode="edge")
+        if any(map(any, odd)):
+            picture = np.pad(picture, (*odd, (0, 0)), mode="edge")
         if writer is None:
             height, width = picture.shape[:2]
             writer = cv2.VideoWriter(

@@ -1,4 +1,4 @@
-"""Folders of results: which command wrote one, so that no other writes into it."""
+"""Results of commands: which one wrote a folder, so that no other writes into it, and how many there are."""
 
 from __future__ import annotations
 
@@ -54,3 +54,9 @@ def refuse_others(folder: AnyPath, kind: str) -> None:
     found = next((name for name, patterns in _KINDS.items() if all(map(has, patterns))), kind)
     if found != kind and (found, kind) != ("agebody shard", "agebody fit-shards"):  # labels without a report
         raise FileExistsError(errno.EEXIST, f"holds results of {found}; give another folder", str(folder))
+
+
+def amount(number: int, noun: str) -> str:
+    """Return a number of things, such as "2 images", "1 image" or "1 person"."""
+    one = {"people": "person", "bodies": "body"}.get(noun, noun[:-1])
+    return f"{number} {one if number == 1 else noun}"

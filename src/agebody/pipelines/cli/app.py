@@ -260,12 +260,6 @@ def note(message: str) -> None:
     print(f"note: {plain(message)}", file=sys.stderr)
 
 
-def amount(number: int, noun: str) -> str:
-    """Return a number of things, such as "2 images", "1 image" or "1 person"."""
-    one = {"people": "person", "bodies": "body"}.get(noun, noun[:-1])
-    return f"{number} {one if number == 1 else noun}"
-
-
 def say(message: str) -> None:
     """Print a line on standard output."""
     print(plain(message))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import amount, app, fail, note, running, say
+from agebody.pipelines.cli.app import app, fail, note, running, say
+from agebody.pipelines.outputs import amount
 
 if TYPE_CHECKING:
     from rich.progress import Progress

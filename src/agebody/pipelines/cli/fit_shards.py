@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import amount, app, fail, note, running, say, show_count
-from agebody.pipelines.outputs import make_output
+from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
+from agebody.pipelines.outputs import amount, make_output
 from agebody.stores import to_path
 
 if TYPE_CHECKING:

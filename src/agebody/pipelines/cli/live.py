@@ -14,8 +14,9 @@ import typer
 
 from agebody.files import replacing
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import amount, app, fail, note, running, say
+from agebody.pipelines.cli.app import app, fail, note, running, say
 from agebody.pipelines.cli.detect import DEFAULT
+from agebody.pipelines.outputs import amount
 
 TITLE = "agebody: q ends"
 

@@ -9,7 +9,8 @@ import numpy as np
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import amount, app, fail, note, running, say
+from agebody.pipelines.cli.app import app, fail, note, running, say
+from agebody.pipelines.outputs import amount
 
 if TYPE_CHECKING:
     from torch import Tensor

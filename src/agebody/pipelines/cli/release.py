@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import amount, app, note, running, say, show_stages
+from agebody.pipelines.cli.app import app, note, running, say, show_stages
+from agebody.pipelines.outputs import amount
 
 
 @app.command()

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import amount, app, running, say, show_count
+from agebody.pipelines.cli.app import app, running, say, show_count
+from agebody.pipelines.outputs import amount
 
 
 def _read_range(text: str) -> tuple[float, float]:

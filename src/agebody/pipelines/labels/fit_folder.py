@@ -21,7 +21,7 @@ from agebody.pipelines.labels.overlays import draw_overlay, draw_video
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
 from agebody.pipelines.labels.training import has_training_joints, save_training_npz, save_training_shards
-from agebody.pipelines.outputs import refuse_others
+from agebody.pipelines.outputs import amount, refuse_others
 
 VIDEO = "overlay.mp4"
 """The overlay of a video; those of several cameras are named after these, too."""
@@ -135,7 +135,7 @@ def write_folder(
             files += [f"shards/{path.name}" for path in paths]
         if video_rate is None and overlays and isinstance(images, Path):
             count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
-            files += [f"overlays/ ({count} image{'s'[: count - 1]})"] if count else []
+            files += [f"overlays/ ({amount(count, 'images')})"] if count else []
         if video_rate is not None and images is not None:
             if isinstance(images, Path):
                 views = [(VIDEO, "", images)]

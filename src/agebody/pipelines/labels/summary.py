@@ -12,6 +12,7 @@ from agebody.age import AGE_CLASSES
 from agebody.annotations.people import People
 from agebody.pipelines.labels.quality import NOTES, RULES
 from agebody.pipelines.labels.records import Labels
+from agebody.pipelines.outputs import amount
 
 _MEDIANS = {
     "median_reprojection_px": ("reprojection", "median error [px]"),
@@ -112,7 +113,7 @@ def count_kept(summary: dict[str, Any]) -> str:
     kept, count, different = (summary[key] for key in ("kept", "people", "different_people"))
     if different == count:
         return f"{kept} of {count} people kept"
-    return f"{kept} of {count} detections kept, of {different} {'person' if different == 1 else 'people'}"
+    return f"{kept} of {count} detections kept, of {amount(different, 'people')}"
 
 
 def unknown_ages(count: int) -> list[str]:
